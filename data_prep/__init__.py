@@ -1,0 +1,1 @@
+"""Articles to packed, sharded token ids. Runs on a CPU, without torch."""

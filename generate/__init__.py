@@ -1,0 +1,1 @@
+"""From adapters to text: merge, evaluate, generate."""

@@ -1,0 +1,1 @@
+"""Where it runs. Safe on a login node: no torch."""

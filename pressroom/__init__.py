@@ -1,0 +1,1 @@
+"""The hall: the vocabulary that every room shares. No torch and no transformers outside nn/."""

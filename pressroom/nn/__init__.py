@@ -1,0 +1,1 @@
+"""The cellar: what train and generate share and what needs torch. Nobody else comes here."""

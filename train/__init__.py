@@ -1,0 +1,1 @@
+"""Fine-tuning. The only room that names trl, deepspeed and accelerate."""
