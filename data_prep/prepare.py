@@ -1,0 +1,167 @@
+"""Articles -> a tokenized, packed dataset: `pressroom prep RECIPE`, or `python -m
+data_prep.prepare RECIPE`.
+
+    read, clean      files -> Article or Reject, line by line
+    drop duplicates  by URL and by text
+    split            train, held out
+    tokenize         Article -> ids [n], labels [n], in pieces of at most a row
+    pack             pieces -> rows of at most sequence_length tokens
+    write            rows -> data/NAME-HASH/SPLIT/*.arrow, manifest.json
+
+The folder appears when all of it is there. Knows no model, only its tokenizer.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from data_prep import shards
+from data_prep.articles import Article, Reject, read_articles
+from data_prep.dedupe import drop_duplicates, split
+from data_prep.packing import efficiency, pack
+from data_prep.tokens import Piece, tokenize
+from pressroom import dataset
+from pressroom.base_model import model_folder
+from pressroom.console import Progress, UserError, entry, log, say
+from pressroom.dataset import Manifest, Shard
+from pressroom.files import publish_folder
+from pressroom.recipe import Recipe
+from pressroom.tokenizer import ArticleTokenizer
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1)
+def main(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Articles -> tokenized, packed Arrow shards, in data/NAME-HASH/."""
+    folder = prepare(Recipe.load(recipe, overrides))
+    say(summary(folder, Manifest.read(folder)))
+
+
+def prepare(recipe: Recipe) -> Path:
+    """Make the dataset of a recipe, unless it is there already.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        UserError: The articles or the tokenizer are missing, or nothing is left to train on.
+    """
+    tokenizer = ArticleTokenizer(model_folder(recipe.model, weights=False))
+    spec = dataset.spec_of(recipe, tokenizer.sha256)
+    files = dataset.article_files(recipe)
+    articles = dataset.hash_articles(files)
+    key = dataset.dataset_key(spec, articles)
+    folder = dataset.dataset_folder(recipe.name, key)
+    if folder.is_dir():
+        dataset.check(folder, spec)
+        log.info("%s is there already", folder)
+        return folder
+    kept, rejects = _read(files, recipe)
+    train, held_out, undated = split(kept, recipe.data.held_out)
+    rejects += undated
+    with publish_folder(folder) as partial:
+        counts: dict[str, Any] = {"read": len(kept) + len(rejects) - len(undated)}
+        packing: dict[str, float] = {}
+        all_shards: list[Shard] = []
+        for name, chosen in zip(dataset.SPLITS, (train, held_out), strict=True):
+            pieces, good, overlong = _tokenize(chosen, recipe, tokenizer, name)
+            rejects += overlong
+            if not good:
+                raise UserError(
+                    f"data: not one article is left for the {name} split ({len(train)} to train "
+                    f"on, {len(held_out)} held out by data.held_out, {len(rejects)} rejected)"
+                )
+            counts[name] = len(good)
+            lengths = [len(piece.ids) for piece in pieces]
+            rows = pack(lengths, recipe.sequence_length)
+            packing[name] = efficiency(lengths, len(rows), recipe.sequence_length)
+            all_shards += shards.write_split(partial, name, pieces, rows, recipe.sequence_length)
+            if name == "held_out":
+                _write_lines(partial / "held_out.jsonl", map(_as_text, good))
+        counts["rejected"] = dict(Counter(reject.cause for reject in rejects).most_common())
+        assert counts["read"] == len(rejects) + sum(counts[s] for s in dataset.SPLITS)
+        _write_lines(partial / "rejects.jsonl", map(asdict, rejects))
+        shards.describe(partial)
+        Manifest(
+            key=key,
+            spec=spec,
+            articles=articles,
+            counts=counts,
+            packing=packing,
+            shards=tuple(all_shards),
+            versions={n: version(n) for n in ("pressroom", "tokenizers", "pyarrow", "ftfy", "nh3")},
+        ).write(partial)
+    return folder
+
+
+def summary(folder: Path, manifest: Manifest) -> str:
+    """What is in a dataset, for a person."""
+    rejected = manifest.counts["rejected"]
+    causes = ", ".join(f"{count:,} {cause}" for cause, count in rejected.items())
+    lines = [
+        f"{folder}",
+        f"  {manifest.counts['read']:,} articles read = {manifest.counts['train']:,} to train on"
+        f" + {manifest.counts['held_out']:,} held out + {sum(rejected.values()):,} rejected"
+        + (f" ({causes}; rejects.jsonl lists them)" if rejected else ""),
+    ]
+    for split_name in dataset.SPLITS:
+        parts = [shard for shard in manifest.shards if shard.split == split_name]
+        lines.append(
+            f"  {split_name}: {sum(s.rows for s in parts):,} rows of "
+            f"{manifest.spec['sequence_length']:,}, {sum(s.tokens for s in parts):,} tokens, "
+            f"{sum(s.trained_tokens for s in parts):,} of them trained on, "
+            f"{manifest.packing[split_name]:.2%} full"
+        )
+    return "\n".join(lines)
+
+
+def _read(files: dict[str, Path], recipe: Recipe) -> tuple[list[Article], list[Reject]]:
+    kept: list[Article] = []
+    rejects: list[Reject] = []
+    with Progress("read", len(files), "file") as progress:
+
+        def items() -> Iterator[Article | Reject]:
+            for name, path in files.items():
+                yield from read_articles(path, name, lower_case=recipe.data.lower_case)
+                progress.advance(articles=f"{len(kept):,}")
+
+        for item in drop_duplicates(items()):
+            (kept if isinstance(item, Article) else rejects).append(item)
+    return kept, rejects
+
+
+def _tokenize(
+    articles: list[Article], recipe: Recipe, tokenizer: ArticleTokenizer, name: str
+) -> tuple[list[Piece], list[Article], list[Reject]]:
+    pieces: list[Piece] = []
+    good: list[Article] = []
+    rejects: list[Reject] = []
+    with Progress(f"tokenize {name}", len(articles), "article") as progress:
+        for article, result in zip(articles, tokenize(articles, recipe, tokenizer), strict=True):
+            if isinstance(result, Reject):
+                rejects.append(result)
+            else:
+                pieces += result
+                good.append(article)
+            progress.advance()
+    return pieces, good, rejects
+
+
+def _as_text(article: Article) -> dict[str, str]:
+    return {"id": article.id, "title": article.title, "description": article.description}
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, str]]) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,82 @@
+"""Article -> token ids and loss mask, in pieces that fit a row.
+
+An article longer than a row is split: each later piece begins with the last token of the piece
+before it, as context without loss, so every token is trained exactly once and none twice. Knows
+nothing of rows or files.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.articles import Article, Reject
+from pressroom.prompts import FORMATS
+from pressroom.recipe import Recipe
+from pressroom.tokenizer import ArticleTokenizer, Tokens
+
+IGNORE = -100
+"""The label of a token that carries no loss."""
+_BATCH = 1000
+
+Ids = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of one article's tokens that goes into one row."""
+
+    ids: Ids
+    labels: Ids
+    """The ids, or IGNORE: at the first token always, for nothing comes before it."""
+    prompt_length: int
+    """How many of the ids come before the article's description."""
+    article: int
+    """Which article, by its place in the list."""
+
+
+def tokenize(
+    articles: Sequence[Article], recipe: Recipe, tokenizer: ArticleTokenizer
+) -> Iterator[list[Piece] | Reject]:
+    """Tokenize articles in order; each gives its pieces, or a reject."""
+    prompt_format = FORMATS[recipe.prompt.format]
+    for start in range(0, len(articles), _BATCH):
+        batch = articles[start : start + _BATCH]
+        tokens = tokenizer.encode_articles(
+            [prompt_format.render_prompt(article.title) for article in batch],
+            [prompt_format.render_answer(article.description) for article in batch],
+        )
+        for number, (article, encoded) in enumerate(zip(batch, tokens, strict=True), start=start):
+            yield _pieces(encoded, recipe, number, article.source)
+
+
+def _pieces(tokens: Tokens, recipe: Recipe, article: int, source: str) -> list[Piece] | Reject:
+    length = len(tokens.ids)
+    if length > recipe.sequence_length and recipe.data.overlong == "reject":
+        return Reject(source, "longer than a row", f"{length} tokens")
+    answer_only = recipe.prompt.trains_on == "answer"
+    if answer_only and tokens.prompt_length >= recipe.sequence_length:
+        return Reject(source, "prompt fills a row", f"{tokens.prompt_length} tokens")
+    ids = np.array(tokens.ids, dtype=np.int32)
+    labels = ids.copy()
+    labels[: tokens.prompt_length if answer_only else 1] = IGNORE
+    return [
+        Piece(
+            ids[start:stop],
+            np.concatenate([[np.int32(IGNORE)], labels[start + 1 : stop]], dtype=np.int32),
+            min(max(tokens.prompt_length - start, 0), stop - start),
+            article,
+        )
+        for start, stop in cuts(length, recipe.sequence_length)
+    ]
+
+
+def cuts(length: int, capacity: int) -> list[tuple[int, int]]:
+    """Where to cut an article: (start, stop) of each piece, one token shared by neighbours.
+
+    >>> cuts(10, 4)
+    [(0, 4), (3, 7), (6, 10)]
+    """
+    starts = range(0, max(length - 1, 1), capacity - 1)
+    return [(start, min(start + capacity, length)) for start in starts]

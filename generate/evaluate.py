@@ -1,0 +1,119 @@
+"""Held-out perplexity, base beside tuned: `pressroom evaluate RUN`.
+
+Perplexity is exp of the mean NLL over the trained tokens, and beside it over the tokens of the
+descriptions alone, for the template around them is cheap to learn. The base is the same
+quantized model without the adapter; the unquantized base is a third row. Switching the adapter
+off must give the base's numbers bit by bit, and that is checked here.
+"""
+
+import math
+from typing import Any
+
+import click
+import torch
+from transformers import PreTrainedModel
+
+from generate import held_out
+from generate.held_out import IGNORE, HeldOut
+from generate.tuned import device, load_tuned
+from pressroom.base_model import model_folder
+from pressroom.console import Progress, UserError, entry, say
+from pressroom.files import publish_json
+from pressroom.nn.loss import token_nll
+from pressroom.nn.nf4 import load_base
+from pressroom.recipe import Recipe
+from pressroom.run_dir import RunDir
+
+
+@click.command()
+@click.argument("run_name", metavar="RUN")
+def main(run_name: str) -> None:
+    """Held-out perplexity of a run, base beside tuned."""
+    run = RunDir.find(run_name)
+    result = evaluate(run, run.load_recipe())
+    publish_json(run.evaluation, result)
+    say(table(result))
+
+
+def evaluate(run: RunDir, recipe: Recipe) -> dict[str, Any]:
+    """Score the held-out articles with base, tuned and unquantized base.
+
+    Raises:
+        UserError: The tuned model without its adapter is not the base.
+    """
+    articles = held_out.tokens(run.dataset)
+    size, precision = recipe.evaluation.micro_batch_size, recipe.memory.precision
+    folder = model_folder(recipe.model)
+    passes = 4 if recipe.quantization else 3
+    with Progress("evaluate", passes * len(articles), "article") as progress:
+        base = _nll(
+            load_base(folder, recipe.quantization, precision, device()), articles, size, progress
+        )
+        tuned_model = load_tuned(run, recipe)
+        tuned = _nll(tuned_model, articles, size, progress)
+        with tuned_model.disable_adapter():
+            without = _nll(tuned_model, articles, size, progress)
+        del tuned_model
+        rows = {"base": perplexity(articles, base), "tuned": perplexity(articles, tuned)}
+        if recipe.quantization:
+            plain = load_base(folder, None, precision, device())
+            rows["unquantized base"] = perplexity(
+                articles, _nll(plain, articles, size, progress)
+            )
+    if not all(torch.equal(a, b) for a, b in zip(base, without, strict=True)):
+        raise UserError("with the adapter switched off the model is not the base: do not trust it")
+    return {
+        "articles": len(articles),
+        "trained_tokens": sum(sum(x != IGNORE for x in a.labels[1:]) for a in articles),
+        "perplexity": rows,
+        "adapter_off_is_base_bitwise": True,
+    }
+
+
+def _nll(
+    model: PreTrainedModel, articles: list[HeldOut], size: int, progress: Progress
+) -> list[torch.Tensor]:
+    """NLL of each article's tokens, [S] on the CPU; zero where there is no label."""
+    scored: list[torch.Tensor] = [torch.empty(0)] * len(articles)
+    for chosen, ids_BS, labels_BS in held_out.batches(articles, size, device()):
+        nll_BS = token_nll(model, ids_BS, labels_BS).cpu()
+        for index, nll_S in zip(chosen, nll_BS, strict=True):
+            scored[index] = nll_S[: len(articles[index].ids)]
+        progress.advance(len(chosen))
+    return scored
+
+
+def perplexity(articles: list[HeldOut], nll: list[torch.Tensor]) -> dict[str, float]:
+    """Perplexity over trained tokens, and over description tokens without eos."""
+    sums = {"trained": [0.0, 0], "description": [0.0, 0]}
+    for article, nll_S in zip(articles, nll, strict=True):
+        counted = torch.tensor(article.labels) != IGNORE
+        counted[0] = False
+        description = counted.clone()
+        description[: article.prompt_length] = False
+        description[-1] = False
+        for name, mask in (("trained", counted), ("description", description)):
+            sums[name][0] += float(nll_S[mask].double().sum())
+            sums[name][1] += int(mask.sum())
+    return {name: math.exp(total / max(count, 1)) for name, (total, count) in sums.items()}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for a person."""
+    base = result["perplexity"]["base"]
+    lines = [
+        f"held-out perplexity ({result['articles']} articles, "
+        f"{result['trained_tokens']:,} trained tokens)",
+        f"  {'':18}{'trained tokens':>16}{'description':>22}",
+    ]
+    for name, row in result["perplexity"].items():
+        cells = [
+            f"{row[kind]:.2f}" + ("" if name == "base" else f" ({row[kind] / base[kind] - 1:+.0%})")
+            for kind in ("trained", "description")
+        ]
+        lines.append(f"  {name:18}{cells[0]:>16}{cells[1]:>22}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,59 @@
+"""The held-out articles of a dataset, as tokens and as text. Knows nothing of models."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import load_from_disk
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One held-out article's tokens, unpacked."""
+
+    ids: list[int]
+    labels: list[int]
+    prompt_length: int
+
+
+def tokens(dataset: Path) -> list[HeldOut]:
+    """Unpack the rows of the held-out split."""
+    articles = []
+    for row in load_from_disk(str(dataset / "held_out")):
+        start = 0
+        for length, prompt in zip(row["seq_lengths"], row["prompt_lengths"], strict=True):
+            span = slice(start, start + length)
+            articles.append(HeldOut(row["input_ids"][span], row["labels"][span], prompt))
+            start += length
+    return articles
+
+
+def texts(dataset: Path) -> list[dict[str, str]]:
+    """The held-out articles: id, title, description."""
+    lines = (dataset / "held_out.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def batches(
+    articles: Sequence[HeldOut], size: int, device: torch.device
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Batches of similar lengths, longest first, padded on the right.
+
+    Yields:
+        Which articles, input_ids [B, S], labels [B, S].
+    """
+    order = sorted(range(len(articles)), key=lambda i: -len(articles[i].ids))
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        longest = len(articles[chosen[0]].ids)
+        ids = [_padded(articles[i].ids, longest, 0) for i in chosen]
+        labels = [_padded(articles[i].labels, longest, IGNORE) for i in chosen]
+        yield chosen, torch.tensor(ids, device=device), torch.tensor(labels, device=device)
+
+
+def _padded(values: list[int], length: int, padding: int) -> list[int]:
+    return values + [padding] * (length - len(values))

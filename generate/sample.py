@@ -1,0 +1,161 @@
+"""Prompts or titles -> text: `pressroom generate RUN "city!"`.
+
+A prompt is continued as it stands behind BOS; a title is rendered in the recipe's format up to
+where the description begins. Without either, the recipe's generation section is done: its
+prompts and some held-out titles, tuned beside base, into samples.jsonl.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from generate import held_out
+from generate.tuned import device, load_tuned
+from pressroom.base_model import model_folder
+from pressroom.console import entry, log, say
+from pressroom.files import publish_text
+from pressroom.nn import sampling
+from pressroom.nn.nf4 import load_base
+from pressroom.prompts import FORMATS
+from pressroom.recipe import Recipe
+from pressroom.run_dir import RunDir
+from pressroom.tokenizer import ArticleTokenizer
+
+
+@dataclass(frozen=True)
+class Request:
+    """A text to be continued."""
+
+    prompt: str
+    title: str | None = None
+    article_id: str | None = None
+    reference: str | None = None
+    """What the held-out article really says."""
+
+
+@click.command()
+@click.argument("run_name", metavar="RUN")
+@click.argument("prompts", nargs=-1)
+@click.option("--title", "titles", multiple=True, help="Write the description of this title.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Where a text is cut.")
+@click.option("--temperature", type=click.FloatRange(min=0), help="0: the likeliest token.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of sampling.")
+def main(
+    run_name: str,
+    prompts: tuple[str, ...],
+    titles: tuple[str, ...],
+    max_new_tokens: int | None,
+    temperature: float | None,
+    seed: int,
+) -> None:
+    """Prompts or titles -> text, from a run's model."""
+    run = RunDir.find(run_name)
+    recipe = run.load_recipe()
+    limit = max_new_tokens or recipe.generation.max_new_tokens
+    warmth = recipe.generation.temperature if temperature is None else temperature
+    torch.manual_seed(seed)
+    if not prompts and not titles:
+        samples = beside_base(run, recipe, limit, warmth)
+        text = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        publish_text(run.samples, text)
+        say(show(samples))
+        return
+    requests = [Request(prompt) for prompt in prompts] + [_of_title(t, recipe) for t in titles]
+    for written in write(_tuned(run, recipe), recipe, requests, limit, warmth):
+        say(written["text"])
+
+
+def _of_title(title: str, recipe: Recipe, **known: str) -> Request:
+    title = title.lower() if recipe.data.lower_case else title
+    return Request(FORMATS[recipe.prompt.format].render_prompt(title), title, **known)
+
+
+def recipe_requests(run: RunDir, recipe: Recipe) -> list[Request]:
+    """The recipe's prompts, and the first held-out titles by article id."""
+    articles = sorted(held_out.texts(run.dataset), key=lambda article: article["id"])
+    return [
+        *(Request(prompt) for prompt in recipe.generation.prompts),
+        *(
+            _of_title(a["title"], recipe, article_id=a["id"], reference=a["description"])
+            for a in articles[: recipe.generation.titles]
+        ),
+    ]
+
+
+def write(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    requests: list[Request],
+    max_new_tokens: int,
+    temperature: float,
+) -> list[dict[str, Any]]:
+    """Continue each request: `text` begins with its prompt; `ended` says whether by eos."""
+    tokenizer = ArticleTokenizer(model_folder(recipe.model, weights=False))
+    prompt_ids = [tokenizer.encode_prompt(request.prompt) for request in requests]
+    new_ids = sampling.generate(
+        model,
+        prompt_ids,
+        eos_id=tokenizer.eos_id,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+    )
+    written = []
+    for before, ids in zip(prompt_ids, new_ids, strict=True):
+        ended = ids[-1:] == [tokenizer.eos_id]
+        # Decoded as one text: by itself, Llama's continuation would lose its first space.
+        text = tokenizer.decode([*before[1:], *(ids[:-1] if ended else ids)])
+        written.append({"text": text, "ended": ended, "new_tokens": len(ids)})
+    return written
+
+
+def beside_base(
+    run: RunDir, recipe: Recipe, max_new_tokens: int, temperature: float
+) -> list[dict[str, Any]]:
+    """What the tuned model and the base write for the recipe's requests."""
+    requests = recipe_requests(run, recipe)
+    log.info("writing %d texts with the tuned model and with the base", len(requests))
+    tuned = write(_tuned(run, recipe), recipe, requests, max_new_tokens, temperature)
+    folder = model_folder(recipe.model)
+    base_model = load_base(folder, recipe.quantization, recipe.memory.precision, device())
+    base = write(base_model, recipe, requests, max_new_tokens, temperature)
+    return [
+        {
+            "prompt": request.prompt,
+            "title": request.title,
+            "article_id": request.article_id,
+            "reference": request.reference,
+            "tuned": of_tuned,
+            "base": of_base,
+        }
+        for request, of_tuned, of_base in zip(requests, tuned, base, strict=True)
+    ]
+
+
+def _tuned(run: RunDir, recipe: Recipe) -> PreTrainedModel:
+    """The merged model where there is one, else the adapter on its base."""
+    if run.merge_report.is_file():
+        return AutoModelForCausalLM.from_pretrained(
+            run.merged, dtype=torch.bfloat16, device_map={"": device()}
+        )
+    return load_tuned(run, recipe)
+
+
+def show(samples: list[dict[str, Any]]) -> str:
+    """Samples for a person."""
+    lines = []
+    for sample in samples:
+        for name in ("tuned", "base"):
+            end = "" if sample[name]["ended"] else " [cut]"
+            lines.append(f"{name:>6}: {sample[name]['text']}{end}")
+        if sample["reference"]:
+            lines.append(f"  real: {sample['reference']}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    entry(main)

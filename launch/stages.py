@@ -1,0 +1,139 @@
+"""The whole chain on this machine: `pressroom run RECIPE`.
+
+    prep -> train -> evaluate -> merge -> generate
+
+A stage's key hashes the recipe sections that it reads and the keys of its inputs. A stage whose
+output bears the same key is skipped; a training whose key is new gets a new run directory, one
+that was killed goes on in its own. Each stage runs as `python -m ROOM.MODULE`: knows none of
+their insides.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from launch.local import count_gpus, run_module, train_command
+from pressroom import dataset
+from pressroom.base_model import model_fingerprint, model_folder
+from pressroom.console import entry, human_seconds, log, say
+from pressroom.files import sha256_json
+from pressroom.recipe import Recipe
+from pressroom.run_dir import RunDir
+from pressroom.tokenizer import ArticleTokenizer
+
+STAGES = ("prep", "train", "evaluate", "merge", "generate")
+
+
+@click.command()
+@click.argument("recipe", metavar="RECIPE")
+@click.argument("overrides", nargs=-1)
+def main(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Prepare, train, evaluate, merge and generate; what is done is skipped."""
+    run = run_stages(Recipe.load(recipe, overrides), STAGES)
+    say(f"run      {run.path}")
+    for name in ("adapter", "merged", "evaluation", "samples"):
+        say(f"{name:8} {getattr(run, name)}")
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What each stage's output is made from."""
+
+    dataset: Path
+    train: str
+    evaluate: str
+    merge: str
+    generate: str
+
+
+def stage_keys(recipe: Recipe) -> Keys:
+    """The keys of a recipe's stages, from its sections and the content of its inputs.
+
+    Raises:
+        UserError: The model or the articles are not there.
+    """
+    folder = model_folder(recipe.model)
+    spec = dataset.spec_of(recipe, ArticleTokenizer(folder).sha256)
+    data_key = dataset.dataset_key(spec, dataset.hash_articles(dataset.article_files(recipe)))
+    plain = recipe.to_dict()
+    sections = ("seed", "quantization", "lora", "batch", "optimizer", "parallel", "memory")
+    read = {name: plain[name] for name in sections}
+    train = sha256_json(["train", data_key, model_fingerprint(folder), read])[:16]
+    return Keys(
+        dataset=dataset.dataset_folder(recipe.name, data_key),
+        train=train,
+        evaluate=sha256_json(["evaluate", train, plain["evaluation"]["micro_batch_size"]])[:16],
+        merge=sha256_json(["merge", train])[:16],
+        generate=sha256_json(["generate", train, plain["generation"]])[:16],
+    )
+
+
+def find_run(recipe: Recipe, keys: Keys) -> RunDir:
+    """The newest run with the same training key, finished or not; else a new one."""
+    for run in RunDir.all(recipe.name):
+        if run.stages.get("train", {}).get("key") == keys.train:
+            run.write_recipe(recipe)
+            return run
+    run = RunDir.create(recipe)
+    run.record_stage("train", keys.train)
+    return run
+
+
+def run_stages(recipe: Recipe, stages: Sequence[str]) -> RunDir:
+    """Bring a recipe's stages up to date, in order.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        UserError: A stage failed; those before it are kept.
+    """
+    keys = stage_keys(recipe)
+    # Before any work: will training find what it needs on this machine?
+    num_gpus, num_cpus = count_gpus(), len(os.sched_getaffinity(0))
+    train_command(recipe, RunDir(Path()), keys.dataset, num_gpus=num_gpus, num_cpus=num_cpus)
+    run = find_run(recipe, keys)
+    module = (sys.executable, "-m")
+    commands = {
+        "prep": [*module, "data_prep.prepare", str(run.recipe)],
+        "train": train_command(recipe, run, keys.dataset, num_gpus=num_gpus, num_cpus=num_cpus),
+        "evaluate": [*module, "generate.evaluate", str(run.path)],
+        "merge": [*module, "generate.merge", str(run.path)],
+        "generate": [*module, "generate.sample", str(run.path)],
+    }
+    for number, name in enumerate(stages, start=1):
+        title = f"[{number}/{len(stages)}] {name}"
+        if is_done(run, keys, name):
+            log.info("%s: done already", title)
+            continue
+        log.info("%s", title)
+        start = time.monotonic()
+        run_module(commands[name])
+        seconds = time.monotonic() - start
+        if name != "prep":
+            run.record_stage(name, getattr(keys, name), seconds)
+        log.info("%s: %s", title, human_seconds(seconds))
+    return run
+
+
+def is_done(run: RunDir, keys: Keys, name: str) -> bool:
+    """Whether a stage's output is there and was made from the same recipe and inputs."""
+    if name == "prep":
+        return keys.dataset.is_dir()
+    output = {
+        "train": run.adapter,
+        "evaluate": run.evaluation,
+        "merge": run.merged,
+        "generate": run.samples,
+    }[name]
+    stage = run.stages.get(name, {})
+    return output.exists() and "finished" in stage and stage["key"] == getattr(keys, name)
+
+
+if __name__ == "__main__":
+    entry(main)

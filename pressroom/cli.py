@@ -1,0 +1,51 @@
+"""The `pressroom` command: a table of subcommands, each loaded when it is called.
+
+`pressroom --help` reads this table alone. Every subcommand is a click command in the room that
+does the work, and runs the same as `python -m ROOM.MODULE`.
+"""
+
+import importlib
+from typing import cast
+
+import click
+
+from pressroom import console
+
+COMMANDS = {
+    "prep": ("data_prep.prepare", "Articles -> tokenized, packed Arrow shards."),
+    "train": ("launch.local", "Fine-tune on this machine's GPUs, or its CPU."),
+    "evaluate": ("generate.evaluate", "Held-out perplexity of a run, base beside tuned."),
+    "merge": ("generate.merge", "Adapter + base -> one model folder that any client loads."),
+    "generate": ("generate.sample", "Prompts or titles -> text."),
+    "run": ("launch.stages", "The whole chain, skipping what is done."),
+}
+"""Name -> module whose `main` it is, and its line of help. Only what works stands here."""
+
+
+class _Table(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return cast(click.Command, importlib.import_module(COMMANDS[cmd_name][0]).main)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=_Table, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pressroom")
+def main() -> None:
+    """News articles in, a fine-tuned Llama 2 out.
+
+    A RECIPE is a YAML file or the name of a shipped one (demo, llama2_7b, llama2_70b);
+    `key=value` after it overrides one of its keys. A RUN is a run's folder or name.
+    """
+
+
+def entry() -> None:
+    """The console script."""
+    console.entry(main)

@@ -1,0 +1,122 @@
+"""What a person sees: results, log lines, progress, errors, and never a secret.
+
+Every command starts through `entry`. Results go to standard output by `say`, everything that
+tells how the work is going goes to standard error. Knows nothing of recipes or runs.
+"""
+
+import logging
+import os
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+log = logging.getLogger("pressroom")
+
+# Notes of libraries to each other's developers, some written when they are imported.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", category=FutureWarning)
+
+_SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
+_SECRET_SHAPE = re.compile(r"(?<=access_key=)[^&\s\"']+|\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+@")
+_PLAIN_LINE_SECONDS = 10.0
+
+
+class UserError(Exception):
+    """A mistake that its reader can mend: shown as it stands, without a traceback."""
+
+
+def redact(text: str) -> str:
+    """Replace secrets: values of environment variables named like one, keys in URLs, hub tokens."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and _SECRET_NAME.search(name):
+            text = text.replace(value, f"<{name}>")
+    return _SECRET_SHAPE.sub("<redacted>", text)
+
+
+class _RedactingFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def set_up_logging(level: int = logging.INFO) -> None:
+    """Send log lines, redacted, to standard error. Called once, by the process that runs."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_RedactingFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    log.setLevel(level)
+
+
+def say(text: str = "") -> None:
+    """Write a result for a person, or the next program, to standard output."""
+    sys.stdout.write(redact(text) + "\n")
+    sys.stdout.flush()
+
+
+def entry(command: Callable[[], object]) -> NoReturn:
+    """Run a command; end the process with 0, 2 for a user's mistake, 130 when interrupted."""
+    set_up_logging()
+    try:
+        command()
+    except UserError as error:
+        sys.stderr.write(f"error: {redact(str(error))}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+    sys.exit(0)
+
+
+def human_seconds(seconds: float) -> str:
+    """`75.2` -> `1:15`, `3725` -> `1:02:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Progress:
+    """Progress of long work: a bar with time left on a terminal, plain lines in a file.
+
+    Args:
+        what: What is going on, in a word or two.
+        total: How many units of work there are.
+        unit: The name of one unit.
+        done: Units that were done before, by an interrupted run.
+    """
+
+    def __init__(self, what: str, total: int, unit: str, *, done: int = 0) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self._first = self._done = done
+        self._start = self._last_line = time.monotonic()
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=done, desc=what, unit=unit, leave=False)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, units: int = 1, **figures: str) -> None:
+        """Count finished units; `figures` (loss="3.21") are shown beside them."""
+        self._done += units
+        if self._bar is not None:
+            self._bar.set_postfix(figures, refresh=False)
+            self._bar.update(units)
+            return
+        now = time.monotonic()
+        if now - self._last_line < _PLAIN_LINE_SECONDS and self._done < self.total:
+            return
+        self._last_line = now
+        each = (now - self._start) / max(self._done - self._first, 1)
+        left = human_seconds(each * (self.total - self._done))
+        shown = "".join(f"  {name} {value}" for name, value in figures.items())
+        log.info("%s %d/%d %s%s  %s left", self.what, self._done, self.total, self.unit, shown, left)

@@ -1,0 +1,165 @@
+"""The dataset's manifest: what data preparation writes, and what training reads and checks.
+
+A dataset lies in `data/NAME-HASH/`, the hash over everything that decides its bytes: the recipe
+sections that preparation reads, the tokenizer, the articles. Knows nothing of how rows are made.
+"""
+
+import glob
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pressroom import prompts
+from pressroom.console import UserError
+from pressroom.files import home, publish_json, sha256_file, sha256_json
+from pressroom.recipe import Recipe
+
+FORMAT_VERSION = 1
+"""Raised whenever the same input would give other rows."""
+SPLITS = ("train", "held_out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One Arrow file."""
+
+    split: str
+    file: str
+    rows: int
+    tokens: int
+    trained_tokens: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a dataset was made from, and what is in it."""
+
+    key: str
+    spec: dict[str, Any]
+    """What decided the rows, by dotted recipe key."""
+    articles: dict[str, str]
+    """Article file -> sha256."""
+    counts: dict[str, Any]
+    """Articles read, in each split, and rejected by cause: read = all the others."""
+    packing: dict[str, float]
+    """Split -> tokens over the room of all rows."""
+    shards: tuple[Shard, ...]
+    versions: dict[str, str]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Read the manifest of a dataset.
+
+        Raises:
+            UserError: The folder is not a dataset of this version.
+        """
+        path = folder / "manifest.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**values, "shards": tuple(Shard(**s) for s in values["shards"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}: not a dataset's manifest: {error}") from None
+
+    def write(self, folder: Path) -> None:
+        """Write `manifest.json`: the last file of a dataset."""
+        publish_json(folder / "manifest.json", asdict(self))
+
+    def rows(self, split: str) -> int:
+        """Packed rows of a split."""
+        return sum(shard.rows for shard in self.shards if shard.split == split)
+
+
+def article_files(recipe: Recipe) -> dict[str, Path]:
+    """The files that `data.articles` names, in the order given, each once.
+
+    Returns:
+        Name, relative to home where the file lies there, -> path.
+
+    Raises:
+        UserError: Naming every pattern that matches nothing and every empty file.
+    """
+    files: dict[str, Path] = {}
+    problems = []
+    for pattern in recipe.data.articles:
+        found = sorted(map(Path, glob.glob(str(home() / pattern), recursive=True)))
+        if not found:
+            problems.append(f"data.articles: {pattern}: no such file (in {home().absolute()})")
+        for path in found:
+            if not path.is_file():
+                problems.append(f"data.articles: {path}: is not a file")
+            elif path.stat().st_size == 0:
+                problems.append(f"data.articles: {path}: is empty")
+            name = path.relative_to(home()) if path.is_relative_to(home()) else path
+            files[str(name)] = path
+    if problems:
+        raise UserError("\n".join(problems))
+    return files
+
+
+def spec_of(recipe: Recipe, tokenizer_sha256: str) -> dict[str, Any]:
+    """Everything but the articles that decides a dataset's rows, by dotted key."""
+    plain = recipe.to_dict()
+    data = {key: value for key, value in plain["data"].items() if key != "articles"}
+    return {
+        **{f"data.{key}": value for key, value in data.items()},
+        "prompt.format": recipe.prompt.format,
+        "prompt.train_on": recipe.prompt.trains_on,
+        "sequence_length": recipe.sequence_length,
+        "tokenizer": tokenizer_sha256,
+        "prompt format version": prompts.VERSION,
+        "dataset format version": FORMAT_VERSION,
+    }
+
+
+def hash_articles(files: dict[str, Path]) -> dict[str, str]:
+    """Name of an article file -> sha256 of its content."""
+    return {name: sha256_file(path) for name, path in files.items()}
+
+
+def dataset_key(spec: dict[str, Any], articles: dict[str, str]) -> str:
+    """The hash in a dataset's name: 12 hex digits."""
+    return sha256_json([spec, sorted(articles.values())])[:12]
+
+
+def dataset_folder(name: str, key: str) -> Path:
+    """`data/NAME-HASH` under home."""
+    return home() / "data" / f"{name}-{key}"
+
+
+def check(folder: Path, spec: dict[str, Any]) -> Manifest:
+    """Read a dataset's manifest and hold it against a recipe.
+
+    Raises:
+        UserError: Naming every difference.
+    """
+    manifest = Manifest.read(folder)
+    differences = [
+        f"  {key}: the dataset has {manifest.spec.get(key)!r}, the recipe {spec.get(key)!r}"
+        for key in sorted(spec.keys() | manifest.spec.keys())
+        if manifest.spec.get(key) != spec.get(key)
+    ]
+    if differences:
+        raise UserError(
+            f"{folder} does not match the recipe; run `pressroom prep` again:\n"
+            + "\n".join(differences)
+        )
+    return manifest
+
+
+def verify_shards(folder: Path, manifest: Manifest) -> None:
+    """Hold every shard's bytes against its sha256.
+
+    A cut Arrow stream reads as a shorter, valid data set, and a flipped bit passes unseen.
+
+    Raises:
+        UserError: Naming every shard that is missing or damaged.
+    """
+    damaged = [
+        f"  {shard.file}: {'damaged' if (folder / shard.file).is_file() else 'missing'}"
+        for shard in manifest.shards
+        if not (folder / shard.file).is_file() or sha256_file(folder / shard.file) != shard.sha256
+    ]
+    if damaged:
+        raise UserError(f"{folder}: delete it and run `pressroom prep`:\n" + "\n".join(damaged))

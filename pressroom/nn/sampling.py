@@ -1,0 +1,48 @@
+"""Batched generation: prompts as ids in, continuations as ids out."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    eos_id: int,
+    max_new_tokens: int,
+    temperature: float,
+) -> list[list[int]]:
+    """Continue each prompt until eos or the limit.
+
+    Args:
+        model: A causal language model, or one with adapters.
+        prompts: Token ids, BOS included; padded on the left here, and masked there.
+        eos_id: Where a text ends.
+        max_new_tokens: Where a text that does not end is cut.
+        temperature: 0 takes the likeliest token each time.
+
+    Returns:
+        The new ids of each prompt; eos is the last of them where a text ended by itself.
+    """
+    longest = max(map(len, prompts))
+    ids = [[eos_id] * (longest - len(p)) + list(p) for p in prompts]
+    mask = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
+    sampling = {"temperature": temperature, "top_k": 0} if temperature else {}
+    output = model.generate(
+        input_ids=torch.tensor(ids, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        eos_token_id=eos_id,
+        pad_token_id=eos_id,
+        **sampling,
+    )
+    return [_cut(new, eos_id) for new in output[:, longest:].tolist()]
+
+
+def _cut(ids: list[int], eos_id: int) -> list[int]:
+    """Up to and including the first eos; what follows is padding."""
+    return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids

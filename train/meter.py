@@ -1,0 +1,114 @@
+"""What a run does, step by step: metrics.jsonl and the progress line.
+
+A row has the step's loss, learning rate, gradient norm, tokens, seconds, tokens/s/GPU, model
+FLOP/s/GPU and peak memory; an evaluation adds a row with `eval_loss`. Only rank 0 writes. Knows
+nothing of how steps are made.
+"""
+
+import json
+import math
+import resource
+import time
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from pressroom.console import Progress, UserError
+from pressroom.geometry import Geometry
+from pressroom.run_dir import RunDir
+
+
+class Meter(TrainerCallback):
+    """Writes metrics.jsonl and shows progress.
+
+    Args:
+        run: Whose metrics these are.
+        geometry: Of the base, for FLOPs.
+        sequence_length: Tokens of a row: a bound on what attends to each other.
+        world_size: Ranks that share the tokens of a step.
+    """
+
+    def __init__(
+        self, run: RunDir, geometry: Geometry, sequence_length: int, world_size: int
+    ) -> None:
+        self._run = run
+        self._flops_per_token = geometry.model_flops_per_token(sequence_length)
+        self._world_size = world_size
+        self._step_start = time.perf_counter()
+        self._step_seconds = 0.0
+        self._progress: Progress | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Drop rows of steps that will be done again; open the progress line."""
+        if not state.is_world_process_zero:
+            return
+        if self._run.metrics.is_file():
+            rows = self._run.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [row for row in rows if json.loads(row)["step"] <= state.global_step]
+            self._run.metrics.write_text("".join(kept), encoding="utf-8")
+        self._progress = Progress("train", state.max_steps, "step", done=state.global_step)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock: evaluating and saving do not count as a step."""
+        self._step_start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop the clock."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._step_seconds = time.perf_counter() - self._step_start
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
+    ) -> None:
+        """Write the row of a step or of an evaluation.
+
+        Raises:
+            UserError: The loss is no longer a number.
+        """
+        if not state.is_world_process_zero:
+            return
+        if "eval_loss" in logs:
+            self._write({"step": state.global_step, "eval_loss": logs["eval_loss"]})
+        if "loss" not in logs:
+            return
+        tokens = logs["tokens"]
+        per_gpu = tokens / self._step_seconds / self._world_size
+        row = {
+            "step": state.global_step,
+            "loss": logs["loss"],
+            "learning_rate": logs["learning_rate"],
+            "grad_norm": float(logs["grad_norm"]) if "grad_norm" in logs else None,
+            "tokens": tokens,
+            "step_seconds": round(self._step_seconds, 4),
+            "tokens_per_second_per_gpu": round(per_gpu, 1),
+            "model_tflops_per_second_per_gpu": round(per_gpu * self._flops_per_token / 1e12, 3),
+            "peak_memory_gib": round(_peak_memory_gib(), 3),
+        }
+        self._write(row)
+        if not math.isfinite(logs["loss"]):
+            raise UserError(
+                f"the loss of step {state.global_step} is {logs['loss']}: lower "
+                "optimizer.learning_rate, or look at the data of this step"
+            )
+        if self._progress:
+            self._progress.advance(
+                loss=f"{logs['loss']:.3f}", **{"tokens/s": f"{tokens / self._step_seconds:,.0f}"}
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the progress line."""
+        if self._progress:
+            self._progress.__exit__()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        with self._run.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _peak_memory_gib() -> float:
+    """Of this rank: the GPU's, or without one the process's resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,50 @@
+"""The model that is trained: the frozen NF4 base with LoRA adapters. Names peft.
+
+Knows nothing of data, steps or runs.
+"""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from pressroom.nn.nf4 import load_base
+from pressroom.recipe import Lora, Recipe
+
+
+def build(recipe: Recipe, folder: Path, device: torch.device) -> PeftModel:
+    """Load the base and give it adapters, which start as zero.
+
+    Args:
+        recipe: Quantization, precision, adapters and the seed of their start.
+        folder: The base model.
+        device: Where this rank keeps it.
+    """
+    base = load_base(folder, recipe.quantization, recipe.memory.precision, device)
+    base.config.use_cache = False
+    torch.manual_seed(recipe.seed)
+    return get_peft_model(base, lora_config(recipe.lora)).train()
+
+
+def lora_config(lora: Lora) -> LoraConfig:
+    """A recipe's adapters in peft's words."""
+    targets = lora.target_modules
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def adapters_to_fp32(model: torch.nn.Module) -> None:
+    """Keep the trained weights in fp32.
+
+    TRL casts QLoRA's adapters to bf16, which rounds small Adam updates away, and a resumed run
+    loads them in fp32: its losses would differ from those of a run that was never stopped.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()

@@ -1,0 +1,109 @@
+"""Fine-tune: what runs on every rank, under `accelerate launch -m train.sft RECIPE`.
+
+    read the recipe and agree on the run directory and the dataset
+    check the dataset against the recipe
+    load the NF4 base with adapters, memory-map the rows
+    train, from the newest checkpoint where there is one
+    publish the adapter
+
+`pressroom train` and `pressroom run` start it on this machine.
+"""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from pressroom import dataset
+from pressroom.base_model import model_folder
+from pressroom.console import entry, log
+from pressroom.files import publish_folder, publish_json
+from pressroom.geometry import Geometry
+from pressroom.recipe import Recipe
+from pressroom.run_dir import RunDir
+from pressroom.tokenizer import ArticleTokenizer
+from train import checkpoint, data, trainer
+from train import model as model_builder
+from train.meter import Meter
+
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
+
+
+@click.command()
+@click.argument("recipe_name", metavar="RECIPE")
+@click.argument("overrides", nargs=-1)
+@click.option("--run", "run_path", help="The run directory; a new one when not given.")
+@click.option("--dataset", "dataset_path", help="The dataset's folder; looked up when not given.")
+def main(
+    recipe_name: str, overrides: tuple[str, ...], run_path: str | None, dataset_path: str | None
+) -> None:
+    """Fine-tune; started on every rank by accelerate."""
+    recipe = Recipe.load(recipe_name, overrides)
+    ranks = PartialState(cpu=not torch.cuda.is_available())
+    folder = model_folder(recipe.model)
+    rows_folder = Path(dataset_path) if dataset_path else _find_dataset(recipe, folder)
+    spec = dataset.spec_of(recipe, ArticleTokenizer(folder).sha256)
+    manifest = dataset.check(rows_folder, spec)
+    if ranks.is_main_process:
+        dataset.verify_shards(rows_folder, manifest)
+    run = _agree_on_run(recipe, run_path, ranks)
+    if ranks.is_main_process:
+        publish_json(
+            run.environment,
+            {"base": str(folder), "dataset": str(rows_folder), **environment(ranks)},
+        )
+        log.info("%s, on %s", run.path, rows_folder)
+        log.info(recipe.batch.arithmetic(ranks.num_processes, recipe.sequence_length))
+
+    arguments = trainer.training_arguments(recipe, run, ranks.num_processes)
+    model = model_builder.build(recipe, folder, ranks.device)
+    rows = {split: data.load_rows(rows_folder, split) for split in dataset.SPLITS}
+    meter = Meter(run, Geometry.of(folder), recipe.sequence_length, ranks.num_processes)
+    fine_tuning = trainer.build(recipe, run, arguments, model, folder, rows, meter)
+    resume = checkpoint.newest(run)
+    if resume and ranks.is_main_process:
+        log.info("going on from %s", resume)
+    fine_tuning.train(resume_from_checkpoint=str(resume) if resume else None)
+    with publish_folder(run.adapter) as partial:
+        fine_tuning.save_model(str(partial))
+    if ranks.is_main_process:
+        log.info("adapter: %s", run.adapter)
+
+
+def _find_dataset(recipe: Recipe, folder: Path) -> Path:
+    spec = dataset.spec_of(recipe, ArticleTokenizer(folder).sha256)
+    articles = dataset.hash_articles(dataset.article_files(recipe))
+    return dataset.dataset_folder(recipe.name, dataset.dataset_key(spec, articles))
+
+
+def _agree_on_run(recipe: Recipe, run_path: str | None, ranks: PartialState) -> RunDir:
+    """Rank 0 makes a new run directory, if none is given, and tells the others."""
+    if run_path:
+        return RunDir(Path(run_path))
+    path = [str(RunDir.create(recipe).path) if ranks.is_main_process else None]
+    broadcast_object_list(path)
+    return RunDir(Path(str(path[0])))
+
+
+def environment(ranks: PartialState) -> dict[str, object]:
+    """What a run's figures depend on besides its recipe."""
+    device = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}"
+    )
+    return {
+        "device": device,
+        "world_size": ranks.num_processes,
+        "distributed_type": ranks.distributed_type.value,
+        "cpu_count": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("pressroom", *LIBRARIES)},
+    }
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,197 @@
+"""The only translation of a Recipe into the words of TRL and Transformers.
+
+An upgrade of either touches this file. Knows no paths but those of its run.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.utils import add_fused_lm_head
+
+from pressroom.recipe import Recipe
+from pressroom.run_dir import RunDir
+from train import checkpoint
+from train.data import IGNORE, rank_batch
+from train.meter import Meter
+from train.model import adapters_to_fp32
+
+
+def training_arguments(recipe: Recipe, run: RunDir, world_size: int) -> SFTConfig:
+    """A recipe in the trainer's words.
+
+    Made before the model is loaded: how it loads can depend on it.
+    """
+    optimizer, precision = recipe.optimizer, recipe.memory.precision
+    # FSDP computes in the dtype of the parameters: its own mixed precision rounds the loss.
+    autocast = recipe.parallel.strategy != "fsdp"
+    length: dict[str, Any] = (
+        {"max_steps": optimizer.num_steps}
+        if optimizer.num_steps
+        else {"num_train_epochs": optimizer.num_epochs}
+    )
+    return SFTConfig(
+        output_dir=str(checkpoint.scratch(run)),
+        seed=recipe.seed,
+        **length,
+        # Batches
+        per_device_train_batch_size=recipe.batch.micro_batch_size,
+        per_device_eval_batch_size=recipe.batch.micro_batch_size,
+        gradient_accumulation_steps=recipe.batch.gradient_accumulation_steps(world_size),
+        average_tokens_across_devices=True,
+        # Rows: packed and labelled already. `packing` makes the collator restart positions at
+        # every article, without which articles attend to each other.
+        dataset_kwargs={"skip_prepare_dataset": True},
+        packing=True,
+        max_length=recipe.sequence_length,
+        # Optimizer
+        optim=optimizer.name,
+        learning_rate=optimizer.learning_rate,
+        lr_scheduler_type=optimizer.schedule.replace("constant", "constant_with_warmup"),
+        warmup_steps=optimizer.warmup_ratio,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.max_grad_norm,
+        # Numerics and memory
+        bf16=autocast and precision == "bf16",
+        fp16=autocast and precision == "fp16",
+        activation_checkpointing=recipe.memory.activation_checkpointing == "full",
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        # Bookkeeping: the meter does it. The filter would hide a NaN.
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+        save_strategy="steps",
+        save_steps=recipe.checkpoint.every_steps,
+        eval_strategy="steps" if recipe.evaluation.every_steps else "no",
+        eval_steps=recipe.evaluation.every_steps,
+    )
+
+
+def build(
+    recipe: Recipe,
+    run: RunDir,
+    arguments: SFTConfig,
+    model: PeftModel,
+    tokenizer_folder: Path,
+    rows: dict[str, Dataset],
+    meter: Meter,
+) -> "RecipeTrainer":
+    """The trainer of a run, ready for `train`."""
+    # TRL wants a tokenizer for its padding token; packed rows are never padded or decoded.
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(tokenizer_folder / "tokenizer.json"), pad_token="<pad>"
+    )
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(tokenizer, name, getattr(model.config, name, None))
+    trainer = RecipeTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows["train"],
+        eval_dataset=rows["held_out"],
+        processing_class=tokenizer,
+        callbacks=[meter],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.run, trainer.keep_last = run, recipe.checkpoint.keep_last
+    _loss_alone(model)
+    if recipe.parallel.strategy != "fsdp":
+        adapters_to_fp32(trainer.model)
+    return trainer
+
+
+def _loss_alone(model: PeftModel) -> None:
+    """Have TRL's head compute log-probabilities only.
+
+    By default it computes entropy and accuracy too, and the trainer fetches them from the device
+    in every micro-step: on a CPU with a vocabulary of 49,152, half of a step's time.
+    """
+    causal = model.get_base_model()
+    del causal.forward
+    add_fused_lm_head(causal, outputs=("log_probs",))
+
+
+class RecipeTrainer(SFTTrainer):
+    """SFTTrainer that weighs tokens alike, saves atomically and waits for nothing."""
+
+    run: RunDir
+    keep_last: int
+    _tokens = 0
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Sum of NLL over the trained tokens of the whole step, on all ranks."""
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        nll = -outputs.log_probs.sum()
+        if num_items_in_batch is None:
+            return nll / outputs.label_mask.sum().clamp(min=1)
+        self._tokens += inputs["input_ids"].numel()
+        # DDP averages gradients over ranks, each of which has divided by the tokens of all.
+        return nll / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the step's tokens over all ranks to its row."""
+        if "loss" in logs:
+            mine = torch.tensor(self._tokens, device=self.args.device)
+            logs["tokens"] = int(self.accelerator.reduce(mine, "sum"))
+            self._tokens = 0
+        Trainer.log(self, logs, start_time)
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Held-out loss, each trained token weighing the same, each row counted once."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        world_size, micro = self.args.world_size, self.args.per_device_eval_batch_size
+        self.model.eval()
+        total = torch.zeros(2, dtype=torch.float64)
+        for start in range(0, len(rows), world_size * micro):
+            batch = self.data_collator(
+                rank_batch(
+                    rows,
+                    start,
+                    rank=self.args.process_index,
+                    world_size=world_size,
+                    micro_batch_size=micro,
+                )
+            )
+            count = int((batch["labels"][:, 1:] != IGNORE).sum())
+            loss, _, _ = self.prediction_step(self.model_wrapped, batch, prediction_loss_only=True)
+            total += torch.tensor([float(loss) * count, count], dtype=torch.float64)
+        nll, tokens = self.accelerator.reduce(total.to(self.args.device), "sum").tolist()
+        metrics = {f"{metric_key_prefix}_loss": nll / tokens}
+        self.log(metrics)
+        self.model.train()
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        # Not TRL's, which adds a model card.
+        Trainer._save_checkpoint(self, model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoint.publish(self.run, self.state.global_step, self.keep_last)
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # The adapters alone: no tokenizer, and no pickle of the arguments.
+        if self.args.should_save:
+            self.accelerator.unwrap_model(self.model).save_pretrained(
+                output_dir, state_dict=state_dict
+            )
