@@ -1,5 +1,4 @@
-"""Articles -> a tokenized, packed dataset: `pressroom prep RECIPE`, or `python -m
-data_prep.prepare RECIPE`.
+"""Articles -> a tokenized, packed dataset: `pressroom prep RECIPE`.
 
     read, clean      files -> Article or Reject, line by line
     drop duplicates  by URL and by text
@@ -133,7 +132,10 @@ def _read(files: dict[str, Path], recipe: Recipe) -> tuple[list[Article], list[R
                 progress.advance(articles=f"{len(kept):,}")
 
         for item in drop_duplicates(items()):
-            (kept if isinstance(item, Article) else rejects).append(item)
+            if isinstance(item, Article):
+                kept.append(item)
+            else:
+                rejects.append(item)
     return kept, rejects
 
 

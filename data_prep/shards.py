@@ -80,7 +80,7 @@ def _describe_split(folder: Path, names: Sequence[str]) -> None:
     from datasets import DatasetInfo, Features
 
     DatasetInfo(features=Features.from_arrow_schema(SCHEMA)).write_to_directory(str(folder))
-    state = {
+    state: dict[str, object] = {
         "_data_files": [{"filename": name} for name in names],
         "_fingerprint": "pressroom",
         "_format_columns": None,

@@ -57,9 +57,7 @@ def evaluate(run: RunDir, recipe: Recipe) -> dict[str, Any]:
         rows = {"base": perplexity(articles, base), "tuned": perplexity(articles, tuned)}
         if recipe.quantization:
             plain = load_base(folder, None, precision, device())
-            rows["unquantized base"] = perplexity(
-                articles, _nll(plain, articles, size, progress)
-            )
+            rows["unquantized base"] = perplexity(articles, _nll(plain, articles, size, progress))
     if not all(torch.equal(a, b) for a, b in zip(base, without, strict=True)):
         raise UserError("with the adapter switched off the model is not the base: do not trust it")
     return {

@@ -50,9 +50,9 @@ def merge(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     Raises:
         UserError: The fp32 merge is not what was trained.
     """
-    batches = [
-        ids for _, ids, _ in held_out.batches(held_out.tokens(run.dataset), 1, device())
-    ][:PROOF_ARTICLES]
+    batches = [ids for _, ids, _ in held_out.batches(held_out.tokens(run.dataset), 1, device())][
+        :PROOF_ARTICLES
+    ]
     log.info("merging; the proof is on %d held-out articles", len(batches))
     tuned = load_tuned(run, recipe)
     compute_in(tuned, torch.float32)

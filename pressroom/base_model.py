@@ -52,13 +52,13 @@ def _snapshot(model: Model, *, weights: bool) -> Path:
 
     patterns = ["*.json", *(["*.safetensors"] if weights else [])]
     try:
-        return Path(
-            snapshot_download(model.base, revision=model.revision, allow_patterns=patterns)
-        )
+        return Path(snapshot_download(model.base, revision=model.revision, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many kinds, by what is wrong on the way
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model.base: {model.base} is not a local folder, and the hub says: {reason}"
+            f"model.base: {model.base} is not a local folder, and the hub did not give it "
+            f"({reason}). Without a network, download it elsewhere and give its folder; a gated "
+            "model needs its licence accepted on the hub and HF_TOKEN in the environment"
         ) from None
 
 

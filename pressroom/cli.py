@@ -4,6 +4,7 @@
 does the work, and runs the same as `python -m ROOM.MODULE`.
 """
 
+import difflib
 import importlib
 from typing import cast
 
@@ -26,9 +27,10 @@ class _Table(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         if cmd_name not in COMMANDS:
-            return None
+            close = difflib.get_close_matches(cmd_name, COMMANDS, n=1)
+            ctx.fail(f"no command {cmd_name!r}" + (f"; did you mean {close[0]}?" if close else ""))
         return cast(click.Command, importlib.import_module(COMMANDS[cmd_name][0]).main)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 log = logging.getLogger("pressroom")
 
 # Notes of libraries to each other's developers, some written when they are imported.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+for _library in ("bitsandbytes", "huggingface_hub"):
+    logging.getLogger(_library).setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning)
 
 _SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
@@ -119,4 +120,6 @@ class Progress:
         each = (now - self._start) / max(self._done - self._first, 1)
         left = human_seconds(each * (self.total - self._done))
         shown = "".join(f"  {name} {value}" for name, value in figures.items())
-        log.info("%s %d/%d %s%s  %s left", self.what, self._done, self.total, self.unit, shown, left)
+        log.info(
+            "%s %d/%d %s%s  %s left", self.what, self._done, self.total, self.unit, shown, left
+        )

@@ -4,7 +4,6 @@ A dataset lies in `data/NAME-HASH/`, the hash over everything that decides its b
 sections that preparation reads, the tokenizer, the articles. Knows nothing of how rows are made.
 """
 
-import glob
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,7 +82,7 @@ def article_files(recipe: Recipe) -> dict[str, Path]:
     files: dict[str, Path] = {}
     problems = []
     for pattern in recipe.data.articles:
-        found = sorted(map(Path, glob.glob(str(home() / pattern), recursive=True)))
+        found = _matches(pattern)
         if not found:
             problems.append(f"data.articles: {pattern}: no such file (in {home().absolute()})")
         for path in found:
@@ -96,6 +95,14 @@ def article_files(recipe: Recipe) -> dict[str, Path]:
     if problems:
         raise UserError("\n".join(problems))
     return files
+
+
+def _matches(pattern: str) -> list[Path]:
+    """Files that a path or a glob names; relative ones lie under home."""
+    path = home() / pattern
+    if path.exists():
+        return [path]
+    return sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
 
 
 def spec_of(recipe: Recipe, tokenizer_sha256: str) -> dict[str, Any]:

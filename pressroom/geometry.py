@@ -138,31 +138,21 @@ def nf4_bytes(num_weights: int, *, double_quant: bool) -> int:
     return -(-num_weights // 2) + scales
 
 
-_LLAMA2 = {"vocab_size": 32_000, "head_dim": 128}
+def _llama2(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int) -> Geometry:
+    return Geometry(
+        vocab_size=32_000,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=128,
+    )
+
+
 SIZES = {
-    "7b": Geometry(
-        **_LLAMA2,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_layers=32,
-        num_heads=32,
-        num_kv_heads=32,
-    ),
-    "13b": Geometry(
-        **_LLAMA2,
-        hidden_size=5120,
-        intermediate_size=13824,
-        num_layers=40,
-        num_heads=40,
-        num_kv_heads=40,
-    ),
-    "70b": Geometry(
-        **_LLAMA2,
-        hidden_size=8192,
-        intermediate_size=28672,
-        num_layers=80,
-        num_heads=64,
-        num_kv_heads=8,
-    ),
+    "7b": _llama2(4096, 11008, 32, 32, 32),
+    "13b": _llama2(5120, 13824, 40, 40, 40),
+    "70b": _llama2(8192, 28672, 80, 64, 8),
 }
 """Llama 2. Source: Touvron et al., arXiv:2307.09288, and the published config.json files."""

@@ -75,7 +75,7 @@ class Prompt(Section):
     format: Literal["news", "llama2-chat"] = "news"
     """See `pressroom/prompts.py`."""
     train_on: Literal["all", "answer"] | None = None
-    """Which tokens carry loss: all after BOS, or the description and eos. Null: the format's own."""
+    """What carries loss: all after BOS, or the description and eos. Null: the format's own."""
 
     @property
     def trains_on(self) -> Literal["all", "answer"]:
@@ -300,6 +300,24 @@ class Recipe:
     evaluation: Evaluation = Field(default_factory=Evaluation)
     generation: Generation = Field(default_factory=Generation)
 
+    other_names: ClassVar[dict[str, str]] = {
+        "rank": "r",
+        "lora_r": "r",
+        "lora_alpha": "alpha",
+        "lora_dropout": "dropout",
+        "lr": "learning_rate",
+        "batch_size": "micro_batch_size",
+        "per_device_train_batch_size": "micro_batch_size",
+        "max_steps": "num_steps",
+        "num_train_epochs": "num_epochs",
+        "epochs": "num_epochs",
+        "max_length": "sequence_length",
+        "max_seq_length": "sequence_length",
+        "sequence_len": "sequence_length",
+        "gradient_checkpointing": "activation_checkpointing",
+        "base_model": "base",
+        "optim": "name",
+    }
     rules: ClassVar[tuple[Callable[..., Problems], ...]] = (
         _one_compute_dtype,
         _fsdp_shards_codes,

@@ -114,8 +114,9 @@ def load(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     """Read a config: defaults, then the file, then `key=value` overrides.
 
     Args:
-        cls: A pydantic dataclass; its optional `rules` are functions whose parameters name the
-            sections that they compare, and which yield (dotted key, what is wrong).
+        cls: A pydantic dataclass. Its optional `rules` are functions whose parameters name the
+            sections that they compare, and which yield (dotted key, what is wrong); its optional
+            `other_names` say what a key is called elsewhere.
         path: The YAML file.
         overrides: `section.key=value`, the value written in YAML.
 
@@ -211,7 +212,8 @@ def _explain(
 def _unknown(cls: Any, key: Key) -> str:
     known = list(known_keys(cls))
     siblings = [k[-1] for k in known if k[:-1] == key[:-1]]
-    elsewhere = [dotted(k) for k in known if k[-1] == key[-1]]
+    name = getattr(cls, "other_names", {}).get(key[-1], key[-1])
+    elsewhere = [dotted(k) for k in known if k[-1] == name]
     hint = f"; did you mean {elsewhere[0]}?" if elsewhere else _did_you_mean(key[-1], siblings)
     return f"{dotted(key)}: unknown key{hint}"
 
@@ -222,7 +224,8 @@ def _did_you_mean(word: str, candidates: Sequence[str]) -> str:
 
 
 def _lower(message: str) -> str:
-    return message[:1].lower() + message[1:].replace("input should be", "should be")
+    text = message.replace("Input should be", "must be")
+    return text[:1].lower() + text[1:]
 
 
 def _is_number(text: str) -> bool:

@@ -93,9 +93,8 @@ class Meter(TrainerCallback):
                 "optimizer.learning_rate, or look at the data of this step"
             )
         if self._progress:
-            self._progress.advance(
-                loss=f"{logs['loss']:.3f}", **{"tokens/s": f"{tokens / self._step_seconds:,.0f}"}
-            )
+            speed = f"{tokens / self._step_seconds:,.0f} tokens/s"
+            self._progress.advance(loss=f"{logs['loss']:.3f}", at=speed)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the progress line."""

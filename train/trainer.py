@@ -176,9 +176,8 @@ class RecipeTrainer(SFTTrainer):
         metrics = {f"{metric_key_prefix}_loss": nll / tokens}
         self.log(metrics)
         self.model.train()
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
+        control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = control
         return metrics
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:

@@ -15,7 +15,7 @@ def generate(
     max_new_tokens: int,
     temperature: float,
 ) -> list[list[int]]:
-    """Continue each prompt until eos or the limit.
+    """Continue each prompt until eos or the limit, by one token at the least.
 
     Args:
         model: A causal language model, or one with adapters.
@@ -35,6 +35,7 @@ def generate(
         input_ids=torch.tensor(ids, device=model.device),
         attention_mask=torch.tensor(mask, device=model.device),
         max_new_tokens=max_new_tokens,
+        min_new_tokens=1,  # a short prompt can look finished: a text that is asked for begins
         do_sample=temperature > 0,
         eos_token_id=eos_id,
         pad_token_id=eos_id,
