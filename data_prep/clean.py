@@ -12,7 +12,7 @@ import nh3
 _BLOCKS = {"p", "br", "div", "li", "ul", "ol", "tr", "td", "h1", "h2", "h3", "h4", "blockquote"}
 _TAG = re.compile(r"<[^>]*>")
 _WHITESPACE = re.compile(r"\s+")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u200e\u200f\u2028\u2029\ufeff\ufffd]")
+_INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f\u200b\u200e\u200f\ufeff\ufffd]")
 
 
 def preprocess_text(text: str, *, lower_case: bool = False) -> str:
@@ -23,7 +23,7 @@ def preprocess_text(text: str, *, lower_case: bool = False) -> str:
     """
     text = _strip_markup(text)
     text = ftfy.fix_text(text, normalization="NFC", unescape_html=False)
-    text = _WHITESPACE.sub(" ", _CONTROL.sub(" ", text)).strip()
+    text = _WHITESPACE.sub(" ", _INVISIBLE.sub("", text)).strip()
     return text.lower() if lower_case else text
 
 

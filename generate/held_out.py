@@ -20,10 +20,10 @@ class HeldOut:
     prompt_length: int
 
 
-def tokens(dataset: Path) -> list[HeldOut]:
-    """Unpack the rows of the held-out split."""
+def tokens(dataset: Path, split: str = "held_out") -> list[HeldOut]:
+    """Unpack the rows of a split."""
     articles = []
-    for row in load_from_disk(str(dataset / "held_out")):
+    for row in load_from_disk(str(dataset / split)):
         start = 0
         for length, prompt in zip(row["seq_lengths"], row["prompt_lengths"], strict=True):
             span = slice(start, start + length)

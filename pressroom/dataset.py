@@ -135,6 +135,28 @@ def dataset_folder(name: str, key: str) -> Path:
     return home() / "data" / f"{name}-{key}"
 
 
+def find(recipe: Recipe, spec: dict[str, Any]) -> Path:
+    """The dataset of a recipe and the articles as they are now.
+
+    Raises:
+        UserError: There is none; names how the newest of the same name differs.
+    """
+    articles = hash_articles(article_files(recipe))
+    folder = dataset_folder(recipe.name, dataset_key(spec, articles))
+    if folder.is_dir():
+        return folder
+    message = f"{folder}: no such dataset; make it with `pressroom prep`"
+    others = (home() / "data").glob(f"{recipe.name}-*/manifest.json")
+    newest = max(others, key=lambda path: path.stat().st_mtime, default=None)
+    if newest:
+        manifest = Manifest.read(newest.parent)
+        differences = _differences(manifest.spec, spec)
+        if manifest.articles != articles:
+            differences.append("  the articles are others")
+        message += f"\n{newest.parent} is not it:\n" + "\n".join(differences)
+    raise UserError(message)
+
+
 def check(folder: Path, spec: dict[str, Any]) -> Manifest:
     """Read a dataset's manifest and hold it against a recipe.
 
@@ -142,17 +164,21 @@ def check(folder: Path, spec: dict[str, Any]) -> Manifest:
         UserError: Naming every difference.
     """
     manifest = Manifest.read(folder)
-    differences = [
-        f"  {key}: the dataset has {manifest.spec.get(key)!r}, the recipe {spec.get(key)!r}"
-        for key in sorted(spec.keys() | manifest.spec.keys())
-        if manifest.spec.get(key) != spec.get(key)
-    ]
+    differences = _differences(manifest.spec, spec)
     if differences:
         raise UserError(
-            f"{folder} does not match the recipe; run `pressroom prep` again:\n"
+            f"{folder} does not match the recipe; make another with `pressroom prep`:\n"
             + "\n".join(differences)
         )
     return manifest
+
+
+def _differences(made: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    return [
+        f"  {key}: the dataset has {made.get(key)!r}, the recipe {wanted.get(key)!r}"
+        for key in sorted(made.keys() | wanted.keys())
+        if made.get(key) != wanted.get(key)
+    ]
 
 
 def verify_shards(folder: Path, manifest: Manifest) -> None:

@@ -182,31 +182,32 @@ def _explain(
     cls: Any, source: _Source, section: str, error: ValidationError
 ) -> Iterator[tuple[str, str]]:
     """A pydantic error -> (place, `key: what is wrong`), one for each key."""
-    by_key: dict[Key, list[str]] = {}
+    wrong: dict[Key, tuple[Any, list[str]]] = {}
     for item in error.errors():
         key = (section, *map(str, item["loc"]))
         context, given = item.get("ctx", {}), item["input"]
-        if item["type"] == "rule":
-            for name, message in context["found"]:
-                by_key.setdefault((*key, name), []).append(message)
-        elif item["type"] == "unexpected_keyword_argument":
+        if item["type"] == "unexpected_keyword_argument":
             yield source.where(key), _unknown(cls, key)
         elif item["type"] == "missing":
-            by_key.setdefault(key, []).append("is required")
+            yield source.where(key), f"{dotted(key)}: is required"
+        elif item["type"] == "rule":
+            for name, message in context["found"]:
+                yield source.where((*key, name)), f"{dotted((*key, name))}: {message}"
+        elif item["type"] == "literal_error" and key in source.places:
+            hint = _did_you_mean(str(given), re.findall(r"'([^']*)'", context["expected"]))
+            message = f"{given!r} is not one of {context['expected']}{hint}"
+            yield source.where(key), f"{dotted(key)}: {message}"
         else:
             # A union's errors name the member that was tried: the key is what the file holds.
             while key not in source.places and len(key) > 1:
                 key = key[:-1]
-            if item["type"] == "literal_error":
-                message = f"{given!r} is not one of {context['expected']}"
-                message += _did_you_mean(str(given), re.findall(r"'([^']*)'", context["expected"]))
-            else:
-                message = f"{_lower(item['msg'])}, not {json.dumps(given)}"
-                if isinstance(given, str) and "number" in message:
-                    message += " (quoted: text, not a number)" if _is_number(given) else ""
-            by_key.setdefault(key, []).append(message)
-    for key, messages in by_key.items():
-        yield source.where(key), f"{dotted(key)}: {', or '.join(dict.fromkeys(messages))}"
+            message = item["msg"].replace("Input should be", "must be").partition(", input")[0]
+            wrong.setdefault(key, (given, []))[1].append(message[:1].lower() + message[1:])
+    for key, (given, messages) in wrong.items():
+        quoted = isinstance(given, str) and _is_number(given) and "number" in messages[0]
+        note = " (quoted: text, not a number)" if quoted else ""
+        told = f"{' or '.join(dict.fromkeys(messages))}, not {json.dumps(given)}{note}"
+        yield source.where(key), f"{dotted(key)}: {told}"
 
 
 def _unknown(cls: Any, key: Key) -> str:
@@ -221,11 +222,6 @@ def _unknown(cls: Any, key: Key) -> str:
 def _did_you_mean(word: str, candidates: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, candidates, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def _lower(message: str) -> str:
-    text = message.replace("Input should be", "must be")
-    return text[:1].lower() + text[1:]
 
 
 def _is_number(text: str) -> bool:

@@ -22,7 +22,7 @@ from accelerate.utils import broadcast_object_list
 from pressroom import dataset
 from pressroom.base_model import model_folder
 from pressroom.console import entry, log
-from pressroom.files import publish_folder, publish_json
+from pressroom.files import publish_json, replace_folder
 from pressroom.geometry import Geometry
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
@@ -43,11 +43,27 @@ def main(
     recipe_name: str, overrides: tuple[str, ...], run_path: str | None, dataset_path: str | None
 ) -> None:
     """Fine-tune; started on every rank by accelerate."""
-    recipe = Recipe.load(recipe_name, overrides)
+    fine_tune(Recipe.load(recipe_name, overrides), run_path, dataset_path)
+
+
+def fine_tune(recipe: Recipe, run_path: str | None, dataset_path: str | None) -> RunDir:
+    """Train a recipe's adapter; every rank calls it.
+
+    Args:
+        recipe: What to train.
+        run_path: The run directory, or None for a new one.
+        dataset_path: The dataset's folder, or None to look it up.
+
+    Returns:
+        The run, its adapter published.
+
+    Raises:
+        UserError: The dataset is missing, damaged, or not the recipe's.
+    """
     ranks = PartialState(cpu=not torch.cuda.is_available())
     folder = model_folder(recipe.model)
-    rows_folder = Path(dataset_path) if dataset_path else _find_dataset(recipe, folder)
     spec = dataset.spec_of(recipe, ArticleTokenizer(folder).sha256)
+    rows_folder = Path(dataset_path) if dataset_path else dataset.find(recipe, spec)
     manifest = dataset.check(rows_folder, spec)
     if ranks.is_main_process:
         dataset.verify_shards(rows_folder, manifest)
@@ -69,16 +85,13 @@ def main(
     if resume and ranks.is_main_process:
         log.info("going on from %s", resume)
     fine_tuning.train(resume_from_checkpoint=str(resume) if resume else None)
-    with publish_folder(run.adapter) as partial:
-        fine_tuning.save_model(str(partial))
+    partial = checkpoint.scratch(run) / "adapter"
+    fine_tuning.save_model(str(partial))  # all ranks gather, rank 0 writes
     if ranks.is_main_process:
+        replace_folder(partial, run.adapter)
         log.info("adapter: %s", run.adapter)
-
-
-def _find_dataset(recipe: Recipe, folder: Path) -> Path:
-    spec = dataset.spec_of(recipe, ArticleTokenizer(folder).sha256)
-    articles = dataset.hash_articles(dataset.article_files(recipe))
-    return dataset.dataset_folder(recipe.name, dataset.dataset_key(spec, articles))
+    ranks.wait_for_everyone()
+    return run
 
 
 def _agree_on_run(recipe: Recipe, run_path: str | None, ranks: PartialState) -> RunDir:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer
+from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer, TrainerControl
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
@@ -122,6 +122,7 @@ class RecipeTrainer(SFTTrainer):
 
     run: RunDir
     keep_last: int
+    control: TrainerControl
     _tokens = 0
 
     def compute_loss(
@@ -176,8 +177,9 @@ class RecipeTrainer(SFTTrainer):
         metrics = {f"{metric_key_prefix}_loss": nll / tokens}
         self.log(metrics)
         self.model.train()
-        control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.control = control
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:

@@ -1,0 +1,1 @@
+"""How each sharding strategy is told to accelerate: sharding only, one YAML a strategy."""

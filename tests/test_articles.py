@@ -1,0 +1,190 @@
+"""Cleaning, reading and dividing articles: every line is an article or a listed reject."""
+
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import invented_articles, write_jsonl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.articles import Article, Reject, canonical_url, read_articles, to_article
+from data_prep.clean import preprocess_text
+from data_prep.dedupe import drop_duplicates, split
+from pressroom.console import UserError
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("a dash â€” here", "a dash — here"),
+        ("Tom &amp; Jerry", "Tom & Jerry"),
+        ("<p>One</p><p>Two</p>", "One Two"),
+        ("<b>H</b>ello &lt;i&gt;you&lt;/i&gt;", "Hello you"),
+        ("x<script>alert(1)</script>y", "xy"),
+        ("5 < 6 & 7 > 2", "5 < 6 & 7 > 2"),
+        ("  a\n\tb\u00a0c\u200bd ", "a b cd"),
+        ("nul\x00and \ud800 lone", "nuland lone"),
+        ("", ""),
+    ],
+)
+def test_preprocess_text(raw: str, clean: str) -> None:
+    assert preprocess_text(raw) == clean
+
+
+def test_lower_case() -> None:
+    assert preprocess_text("ÉTÉ News", lower_case=True) == "été news"
+
+
+@given(st.text())
+def test_cleaned_text_is_one_line_of_utf8(text: str) -> None:
+    cleaned = preprocess_text(text)
+    assert cleaned == " ".join(cleaned.split())
+    cleaned.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("url", "canonical"),
+    [
+        ("https://www.a.example/x/?utm_source=rss&utm_medium=feed#top", "a.example/x"),
+        ("http://A.example/x", "a.example/x"),
+        ("https://a.example/story?id=2&fbclid=z", "a.example/story?id=2"),
+        ("https://a.example/story?id=3", "a.example/story?id=3"),
+    ],
+)
+def test_canonical_url(url: str, canonical: str) -> None:
+    assert canonical_url(url) == canonical
+
+
+def read(path: Path) -> list[Article | Reject]:
+    return list(read_articles(path, path.name, lower_case=False))
+
+
+def test_every_line_is_an_article_or_a_reject(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    good = b'{"title": "T", "description": "D"}'
+    path.write_bytes(
+        b"\n".join(
+            [
+                good,
+                b"",
+                b"{not json",
+                b'{"title": "T"}',
+                b'{"title": " ", "description": "D"}',
+                b'{"title": 5, "description": "D"}',
+                b"[1]",
+                b'{"title": "caf\xe9", "description": "D"}',
+                b'{"title": null, "description": "D", "extra": {"x": 1}}',
+                b'{"title": "T", "description": "D", "url": "http://[bad"}',
+                b"[" * 100_000,
+            ]
+        )
+    )
+    items = read(path)
+    assert [type(i).__name__ for i in items] == ["Article"] + ["Reject"] * 9
+    assert [(i.source, i.cause) for i in items if isinstance(i, Reject)] == [
+        ("a.jsonl:3", "not JSON"),
+        ("a.jsonl:4", "no description"),
+        ("a.jsonl:5", "no title"),
+        ("a.jsonl:6", "title is not text"),
+        ("a.jsonl:7", "not an object"),
+        ("a.jsonl:8", "not UTF-8"),
+        ("a.jsonl:9", "no title"),
+        ("a.jsonl:10", "url is not one"),
+        ("a.jsonl:11", "not JSON"),
+    ]
+
+
+def test_a_file_without_one_good_article_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("title,description\nT,D\n")
+    with pytest.raises(UserError, match=r"a.jsonl: not one good article; a.jsonl:1: not JSON"):
+        read(path)
+
+
+def test_unknown_kind_of_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"known: .jsonl, .ndjson, .parquet"):
+        read(tmp_path / "a.csv")
+
+
+def test_parquet_reads_as_jsonl_does(tmp_path: Path) -> None:
+    records = invented_articles(20)
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
+    write_jsonl(tmp_path / "a.jsonl", records)
+    from_parquet, from_jsonl = read(tmp_path / "a.parquet"), read(tmp_path / "a.jsonl")
+    assert [a.id for a in from_parquet] == [a.id for a in from_jsonl]
+    assert all(isinstance(a, Article) for a in from_parquet)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda p: p.write_bytes(b"no"), "a.parquet: not Parquet"),
+        (
+            lambda p: pq.write_table(pa.table({"headline": ["x"]}), p),
+            "has no column title or description; it has headline",
+        ),
+    ],
+)
+def test_bad_parquet(tmp_path: Path, write, message: str) -> None:
+    write(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "a.parquet")
+
+
+def article(title: str, url: str | None = None, day: str | None = None) -> Article:
+    record = {"title": title, "description": "D", "url": url, "published_at": day}
+    found = to_article(record, f"line {title}", lower_case=False)
+    assert isinstance(found, Article)
+    return found
+
+
+def test_duplicates_are_listed() -> None:
+    items = [
+        article("A", "http://x.example/1"),
+        article("B", "https://www.x.example/1#again"),
+        article("A", "http://x.example/2"),
+        article("C"),
+        article("C"),
+    ]
+    kept = list(drop_duplicates(items))
+    assert [type(k).__name__ for k in kept] == ["Article", "Reject", "Reject", "Article", "Reject"]
+    assert [k.cause for k in kept if isinstance(k, Reject)] == [
+        "duplicate url",
+        "duplicate text",
+        "duplicate url",
+    ]
+
+
+def test_an_article_stays_on_its_side_when_others_come() -> None:
+    first = [article(f"t{i}", f"http://x.example/{i}") for i in range(300)]
+    more = first + [article(f"u{i}", f"http://y.example/{i}") for i in range(300)]
+    held_before = {a.id for a in split(first, 0.1)[1]}
+    train, held, rejects = split(more, 0.1)
+    assert held_before <= {a.id for a in held}
+    assert not rejects
+    assert len(train) + len(held) == 600
+    assert 30 <= len(held) <= 90
+
+
+@pytest.mark.parametrize("share", [0.001, 0.999])
+def test_both_sides_have_an_article(share: float) -> None:
+    articles = [article(f"t{i}") for i in range(4)]
+    train, held, _ = split(articles, share)
+    assert train
+    assert held
+    assert len(train) + len(held) == 4
+
+
+def test_split_by_date_rejects_what_has_none() -> None:
+    articles = [
+        article("a", day="2026-01-31T23:59:59+00:00"),
+        article("b", day="2026-02-01T00:00:00+00:00"),
+        article("c"),
+    ]
+    train, held, rejects = split(articles, date(2026, 2, 1))
+    assert [a.title for a in train] == ["a"]
+    assert [a.title for a in held] == ["b"]
+    assert [r.cause for r in rejects] == ["no date of publication"]

@@ -1,0 +1,44 @@
+"""Files are complete or invisible."""
+
+from pathlib import Path
+
+import pytest
+
+from pressroom.files import publish_folder, publish_json, publish_text
+
+
+def test_publish_text_replaces_whole_files(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.txt"
+    publish_text(path, "one")
+    publish_text(path, "two")
+    assert path.read_text() == "two"
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with publish_folder(target) as partial:
+        (partial / "a").write_text("1")
+        assert not target.exists()
+    assert (target / "a").read_text() == "1"
+
+
+def test_failure_leaves_the_old_folder(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with publish_folder(target) as partial:
+        (partial / "a").write_text("old")
+
+    def fail() -> None:
+        with publish_folder(target) as partial:
+            (partial / "a").write_text("new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert (target / "a").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_json_is_utf8(tmp_path: Path) -> None:
+    publish_json(tmp_path / "a.json", {"title": "été"})
+    assert "été" in (tmp_path / "a.json").read_text(encoding="utf-8")

@@ -1,0 +1,186 @@
+"""Training: it learns, resumes exactly, counts tokens alike, and saves only adapters."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from training import adapter, losses, metrics, tensors, train
+
+from pressroom.console import UserError
+from pressroom.recipe import Recipe
+from pressroom.run_dir import RunDir
+from train import checkpoint, model, trainer
+
+BF16 = (
+    "memory.precision=bf16",
+    "quantization.compute_dtype=bfloat16",
+    "quantization.storage_dtype=bfloat16",
+)
+
+
+def test_it_learns_and_writes_what_it_did(make_recipe, tiny_model: Path) -> None:
+    make_recipe(evaluation={"every_steps": 3})
+    run = train("optimizer.num_steps=12")
+    rows = metrics(run)
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, 13))
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.1
+    evals = [row["eval_loss"] for row in rows if "eval_loss" in row]
+    assert len(evals) == 4
+    assert evals[-1] < evals[0]
+    for row in steps:
+        assert row["tokens_per_second_per_gpu"] > 0
+        assert row["peak_memory_gib"] > 0
+        assert 0 < row["tokens"] <= 4 * 128
+    assert not any("token" in p.name or p.suffix == ".bin" for p in run.path.rglob("*"))
+
+
+@pytest.mark.parametrize("precision", [(), BF16], ids=["fp32", "bf16"])
+def test_adapters_are_fp32_and_load_in_plain_peft(
+    make_recipe, tiny_model: Path, precision: tuple[str, ...]
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    make_recipe()
+    run = train("optimizer.num_steps=2", *precision)
+    saved = adapter(run)
+    assert {t.dtype for t in saved.values()} == {torch.float32}
+    assert len(saved) == 2 * 7 * 2
+    assert all(bool(t.any()) for t in saved.values())
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    loaded = PeftModel.from_pretrained(base, run.adapter)
+    own = {n: p for n, p in loaded.named_parameters() if "lora_" in n}
+    assert len(own) == len(saved)
+
+
+def test_a_checkpoint_holds_adapters_and_state_only(make_recipe) -> None:
+    make_recipe()
+    run = train("optimizer.num_steps=6", "checkpoint.every_steps=2", "checkpoint.keep_last=2")
+    assert sorted(p.name for p in run.checkpoints.glob("step-*")) == ["step-000004", "step-000006"]
+    newest = checkpoint.newest(run)
+    assert newest == run.checkpoint(6)
+    names = {p.name for p in newest.iterdir()}
+    assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= names
+    assert "training_args.bin" not in names
+    assert sum(t.numel() for t in tensors(newest).values()) == sum(
+        t.numel() for t in adapter(run).values()
+    )
+
+
+@pytest.mark.parametrize("precision", [(), BF16], ids=["fp32", "bf16"])
+def test_resume_equals_an_undisturbed_run_bit_by_bit(
+    make_recipe, home: Path, precision: tuple[str, ...]
+) -> None:
+    make_recipe(lora={"r": 4, "alpha": 8, "dropout": 0.1})
+    options = ("optimizer.num_steps=8", "checkpoint.every_steps=4", *precision)
+    undisturbed = train(*options)
+    killed = RunDir(home / "runs" / "tiny" / "killed")
+    killed.path.mkdir(parents=True)
+    killed.write_recipe(Recipe.load("recipe.yaml", options))
+    shutil.copytree(undisturbed.checkpoint(4), killed.checkpoint(4))
+    shutil.copyfile(undisturbed.metrics, killed.metrics)  # step 5 and 6 were done, then killed
+    train(*options, run=killed)
+    assert losses(killed) == losses(undisturbed)
+    assert len(metrics(killed)) == 8
+    first, second = adapter(undisturbed), adapter(killed)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_half_written_checkpoint_is_not_seen(make_recipe, home: Path) -> None:
+    make_recipe()
+    run = RunDir(home / "runs" / "tiny" / "x")
+    for name in (".partial/checkpoint-9", "step-000004", "step-12", "tmp-000020"):
+        (run.checkpoints / name).mkdir(parents=True)
+    assert checkpoint.newest(run) == run.checkpoint(4)
+
+
+@pytest.mark.parametrize("precision", [(), BF16], ids=["fp32", "bf16"])
+def test_evaluating_changes_no_later_loss(make_recipe, precision: tuple[str, ...]) -> None:
+    make_recipe()
+    without = losses(train(*precision))
+    with_evaluation = losses(train("evaluation.every_steps=2", *precision))
+    assert with_evaluation == without
+
+
+def test_micro_batches_of_any_size_give_the_same_step(make_recipe) -> None:
+    make_recipe()
+    runs = [
+        metrics(train("optimizer.num_steps=3", f"batch.micro_batch_size={size}"))
+        for size in (1, 2, 4)
+    ]
+    for other in runs[1:]:
+        for a, b in zip(runs[0], other, strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], abs=1e-5)
+            assert a["tokens"] == b["tokens"]
+
+
+def test_activation_checkpointing_changes_nothing(make_recipe) -> None:
+    make_recipe()
+    plain = losses(train())
+    assert losses(train("memory.activation_checkpointing=full")) == pytest.approx(plain, abs=1e-6)
+
+
+def test_lora_without_quantization(make_recipe) -> None:
+    make_recipe()
+    found = losses(train("quantization=null", "optimizer.num_steps=8"))
+    assert found[8] < found[1]
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(make_recipe) -> None:
+    make_recipe()
+    with pytest.raises(UserError, match=r"the loss of step \d is nan"):
+        train("optimizer.learning_rate=1e30", "optimizer.max_grad_norm=0")
+
+
+def test_a_dataset_is_found_or_the_difference_is_told(make_recipe) -> None:
+    from train.sft import fine_tune
+
+    make_recipe()
+    train("optimizer.num_steps=1")
+    recipe = Recipe.load("recipe.yaml", ["sequence_length=64"])
+    with pytest.raises(UserError) as caught:
+        fine_tune(recipe, None, None)
+    assert "no such dataset; make it with `pressroom prep`" in str(caught.value)
+    assert "sequence_length: the dataset has 128, the recipe 64" in str(caught.value)
+
+
+def test_the_translation_of_a_recipe(make_recipe, home: Path) -> None:
+    recipe = make_recipe(
+        optimizer={
+            "name": "adamw_torch",
+            "learning_rate": 2e-4,
+            "schedule": "constant",
+            "warmup_ratio": 0.1,
+            "weight_decay": 0.001,
+            "max_grad_norm": 0.5,
+            "num_epochs": 2,
+        },
+        lora={"r": 8, "alpha": 4, "dropout": 0.1, "target_modules": ["q_proj"]},
+    )
+    arguments = trainer.training_arguments(recipe, RunDir(home / "run"), 1)
+    assert arguments.num_train_epochs == 2
+    assert arguments.max_steps == -1
+    assert str(arguments.lr_scheduler_type.value) == "constant_with_warmup"
+    assert (arguments.bf16, arguments.fp16, arguments.activation_checkpointing) == (0, 0, 0)
+    assert (arguments.max_grad_norm, arguments.weight_decay) == (0.5, 0.001)
+    assert arguments.hub_token is None
+    lora = model.lora_config(recipe.lora)
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (8, 4, 0.1)
+    assert lora.target_modules == {"q_proj"}
+
+
+@pytest.mark.gpu
+def test_fp16_trains_on_a_gpu(make_recipe) -> None:
+    make_recipe()
+    run = train(
+        "memory.precision=fp16",
+        "quantization.compute_dtype=float16",
+        "quantization.storage_dtype=float16",
+        "optimizer.num_steps=12",
+    )
+    found = losses(run)
+    assert found[12] < found[1] - 0.1
+    assert {t.dtype for t in adapter(run).values()} == {torch.float32}
