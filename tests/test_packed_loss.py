@@ -8,6 +8,7 @@ from training import losses, train
 
 from data_prep.prepare import prepare
 from generate import held_out
+from pressroom.dataset import Manifest
 from pressroom.nn.loss import token_nll
 from pressroom.nn.nf4 import load_base
 
@@ -71,10 +72,10 @@ def test_no_article_sees_another(packed) -> None:
 
 
 def test_the_trainers_loss_is_the_mean_over_trained_tokens(make_recipe, tiny_model: Path) -> None:
-    make_recipe()
     # One step over all rows, before any learning: the base's own loss.
-    options = ("batch.global_batch_size=40", "optimizer.learning_rate=1e-9")
-    run = train(*options, "optimizer.num_steps=1")
+    rows = Manifest.read(prepare(make_recipe())).rows("train")
+    batch = (f"batch.global_batch_size={rows}", "batch.micro_batch_size=1")
+    run = train(*batch, "optimizer.learning_rate=1e-9", "optimizer.num_steps=1")
     quantization = run.load_recipe().quantization
     base = load_base(tiny_model, quantization, "fp32", torch.device("cpu"))
     articles = held_out.tokens(run.dataset, "train")

@@ -11,6 +11,7 @@ from pressroom.console import UserError
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from train import checkpoint, model, trainer
+from train.data import RankBatches, num_steps, step_rows
 
 BF16 = (
     "memory.precision=bf16",
@@ -160,9 +161,8 @@ def test_the_translation_of_a_recipe(make_recipe, home: Path) -> None:
         },
         lora={"r": 8, "alpha": 4, "dropout": 0.1, "target_modules": ["q_proj"]},
     )
-    arguments = trainer.training_arguments(recipe, RunDir(home / "run"), 1)
-    assert arguments.num_train_epochs == 2
-    assert arguments.max_steps == -1
+    arguments = trainer.training_arguments(recipe, RunDir(home / "run"), 1, 21)
+    assert arguments.max_steps == 11
     assert str(arguments.lr_scheduler_type.value) == "constant_with_warmup"
     assert (arguments.bf16, arguments.fp16, arguments.activation_checkpointing) == (0, 0, 0)
     assert (arguments.max_grad_norm, arguments.weight_decay) == (0.5, 0.001)
@@ -170,6 +170,26 @@ def test_the_translation_of_a_recipe(make_recipe, home: Path) -> None:
     lora = model.lora_config(recipe.lora)
     assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (8, 4, 0.1)
     assert lora.target_modules == {"q_proj"}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_rows_of_a_step_do_not_depend_on_the_ranks(make_recipe, world_size: int) -> None:
+    recipe = make_recipe(
+        batch={"global_batch_size": 8, "micro_batch_size": 2}, optimizer={"num_epochs": 3}
+    )
+    ranks = [
+        list(RankBatches(recipe, 21, rank=r, world_size=world_size)) for r in range(world_size)
+    ]
+    accumulation = 8 // (2 * world_size)
+    steps = [
+        [row for m in range(accumulation) for rank in ranks for row in rank[s * accumulation + m]]
+        for s in range(num_steps(recipe, 21))
+    ]
+    assert len(steps) == 8  # 63 rows, the eighth step goes one into a fourth pass
+    assert steps == [step_rows(s, num_rows=21, global_batch_size=8, seed=17) for s in range(8)]
+    seen = [row for step in steps for row in step]
+    for start in (0, 21, 42):
+        assert sorted(seen[start : start + 21]) == list(range(21))
 
 
 @pytest.mark.gpu

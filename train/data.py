@@ -1,12 +1,21 @@
-"""A dataset's rows for this run. No rank ever tokenizes: rows are memory-mapped Arrow.
+"""A dataset's rows for this run, in an order that no GPU count changes.
 
-Knows nothing of the model.
+No rank ever tokenizes: rows are memory-mapped Arrow. The rows of a step are a pure function of
+seed, step and global batch size: pass after pass over all rows, each in an order of its own, cut
+into steps without regard to where a pass ends. Knows nothing of the model.
 """
 
+import math
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, load_from_disk
+from torch.utils.data import Sampler
+
+from pressroom.recipe import Recipe
 
 IGNORE = -100
 
@@ -35,3 +44,59 @@ def rank_batch(
         return batch
     row = dict(rows[0])
     return [{**row, "labels": [IGNORE] * len(row["labels"])}]
+
+
+def num_steps(recipe: Recipe, num_rows: int) -> int:
+    """Optimizer steps of a run: as many as the recipe says, or as its epochs take."""
+    if recipe.optimizer.num_steps is not None:
+        return recipe.optimizer.num_steps
+    assert recipe.optimizer.num_epochs is not None
+    return math.ceil(recipe.optimizer.num_epochs * num_rows / recipe.batch.global_batch_size)
+
+
+def step_rows(step: int, *, num_rows: int, global_batch_size: int, seed: int) -> list[int]:
+    """The rows of one optimizer step, counted from 0.
+
+    >>> [step_rows(s, num_rows=4, global_batch_size=3, seed=0) for s in range(4)]
+    [[2, 0, 1], [3, 3, 0], [2, 1, 2], [1, 0, 3]]
+    """
+    places = range(step * global_batch_size, (step + 1) * global_batch_size)
+    return [int(_order(p // num_rows, num_rows, seed)[p % num_rows]) for p in places]
+
+
+@lru_cache(maxsize=2)
+def _order(epoch: int, num_rows: int, seed: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+
+
+class RankBatches(Sampler[list[int]]):
+    """The micro-batches of one rank over a whole run, as lists of rows.
+
+    Args:
+        recipe: Batch sizes and seed.
+        num_rows: Rows of the dataset.
+        rank: Of this process.
+        world_size: Of all.
+    """
+
+    def __init__(self, recipe: Recipe, num_rows: int, *, rank: int, world_size: int) -> None:
+        self._recipe, self._num_rows, self._rank = recipe, num_rows, rank
+        self._stride = recipe.batch.micro_batch_size * world_size
+        self._accumulation = recipe.batch.gradient_accumulation_steps(world_size)
+        self._num_steps = num_steps(recipe, num_rows)
+
+    def __len__(self) -> int:
+        return self._num_steps * self._accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = self._recipe.batch.micro_batch_size
+        for step in range(self._num_steps):
+            rows = step_rows(
+                step,
+                num_rows=self._num_rows,
+                global_batch_size=self._recipe.batch.global_batch_size,
+                seed=self._recipe.seed,
+            )
+            for micro_step in range(self._accumulation):
+                first = micro_step * self._stride + self._rank * size
+                yield rows[first : first + size]

@@ -76,7 +76,7 @@ def fine_tune(recipe: Recipe, run_path: str | None, dataset_path: str | None) ->
         log.info("%s, on %s", run.path, rows_folder)
         log.info(recipe.batch.arithmetic(ranks.num_processes, recipe.sequence_length))
 
-    arguments = trainer.training_arguments(recipe, run, ranks.num_processes)
+    arguments = trainer.training_arguments(recipe, run, ranks.num_processes, manifest.rows("train"))
     model = model_builder.build(recipe, folder, ranks.device)
     rows = {split: data.load_rows(rows_folder, split) for split in dataset.SPLITS}
     meter = Meter(run, Geometry.of(folder), recipe.sequence_length, ranks.num_processes)

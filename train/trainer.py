@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer, TrainerControl
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
@@ -16,12 +17,12 @@ from trl.trainer.utils import add_fused_lm_head
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from train import checkpoint
-from train.data import IGNORE, rank_batch
+from train.data import IGNORE, RankBatches, num_steps, rank_batch
 from train.meter import Meter
 from train.model import adapters_to_fp32
 
 
-def training_arguments(recipe: Recipe, run: RunDir, world_size: int) -> SFTConfig:
+def training_arguments(recipe: Recipe, run: RunDir, world_size: int, num_rows: int) -> SFTConfig:
     """A recipe in the trainer's words.
 
     Made before the model is loaded: how it loads can depend on it.
@@ -29,15 +30,10 @@ def training_arguments(recipe: Recipe, run: RunDir, world_size: int) -> SFTConfi
     optimizer, precision = recipe.optimizer, recipe.memory.precision
     # FSDP computes in the dtype of the parameters: its own mixed precision rounds the loss.
     autocast = recipe.parallel.strategy != "fsdp"
-    length: dict[str, Any] = (
-        {"max_steps": optimizer.num_steps}
-        if optimizer.num_steps
-        else {"num_train_epochs": optimizer.num_epochs}
-    )
     return SFTConfig(
         output_dir=str(checkpoint.scratch(run)),
         seed=recipe.seed,
-        **length,
+        max_steps=num_steps(recipe, num_rows),
         # Batches
         per_device_train_batch_size=recipe.batch.micro_batch_size,
         per_device_eval_batch_size=recipe.batch.micro_batch_size,
@@ -99,7 +95,7 @@ def build(
         callbacks=[meter],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.run, trainer.keep_last = run, recipe.checkpoint.keep_last
+    trainer.recipe, trainer.run = recipe, run
     _loss_alone(model)
     if recipe.parallel.strategy != "fsdp":
         adapters_to_fp32(trainer.model)
@@ -120,10 +116,23 @@ def _loss_alone(model: PeftModel) -> None:
 class RecipeTrainer(SFTTrainer):
     """SFTTrainer that weighs tokens alike, saves atomically and waits for nothing."""
 
+    recipe: Recipe
     run: RunDir
-    keep_last: int
     control: TrainerControl
     _tokens = 0
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This rank's micro-batches of the whole run: what accelerate's would repeat or drop."""
+        rows = self.train_dataset
+        batches = RankBatches(
+            self.recipe, len(rows), rank=self.args.process_index, world_size=self.args.world_size
+        )
+        return DataLoader(
+            rows,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def compute_loss(
         self,
@@ -187,7 +196,7 @@ class RecipeTrainer(SFTTrainer):
         Trainer._save_checkpoint(self, model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            checkpoint.publish(self.run, self.state.global_step, self.keep_last)
+            checkpoint.publish(self.run, self.state.global_step, self.recipe.checkpoint.keep_last)
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -1,0 +1,204 @@
+"""Merging is proven on logits, evaluation weighs tokens, generation ends by eos."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from training import train
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from generate import evaluate, held_out, merge, sample
+from generate.held_out import HeldOut
+from generate.tuned import load_tuned
+from pressroom.console import UserError
+from pressroom.nn import sampling
+from pressroom.nn.loss import token_nll
+from pressroom.nn.nf4 import compute_in, dequantize, load_base
+from pressroom.recipe import Quantization, Recipe
+from pressroom.run_dir import RunDir
+from pressroom.tokenizer import ArticleTokenizer
+
+CPU = torch.device("cpu")
+BF16 = {
+    "memory": {"precision": "bf16"},
+    "quantization": {"compute_dtype": "bfloat16", "storage_dtype": "bfloat16"},
+}
+
+
+@pytest.fixture
+def run(make_recipe) -> RunDir:
+    """A run trained in bf16, as users train."""
+    make_recipe(**BF16)
+    return train("optimizer.num_steps=10", "optimizer.learning_rate=3e-2")
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dequantized_weights_are_those_the_forward_uses(
+    tiny_model: Path, double_quant: bool, dtype: torch.dtype
+) -> None:
+    quantization = Quantization(double_quant=double_quant)
+    model = load_base(tiny_model, quantization, "bf16", CPU)
+    compute_in(model, dtype)
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        dequantize(model, dtype)
+        after = model(input_ids=ids).logits
+    assert {type(m).__name__ for m in model.modules() if "Linear" in type(m).__name__} == {"Linear"}
+    assert before.dtype == dtype
+    assert float((before - after).abs().max()) < (1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+def test_merged_logits_are_the_trained_ones(make_recipe, quantized: bool) -> None:
+    make_recipe(**BF16)
+    null = [] if quantized else ["quantization=null"]
+    run = train("optimizer.num_steps=10", "optimizer.learning_rate=3e-2", *null)
+    report = merge.merge(run, run.load_recipe())
+    assert report == json.loads(run.merge_report.read_text())
+    assert report["fp32"]["mean_logit_difference"] < 1e-5
+    assert report["bf16"]["same_top_token"] > 0.94
+    assert report["bf16"]["kl"] < 0.01
+    tuned = load_tuned(run, run.load_recipe())
+    with tuned.disable_adapter():
+        base = merge.compare(*(_logits(m, run) for m in (tuned, tuned)))
+    assert base["mean_logit_difference"] == 0
+    # The comparison can tell: without the adapter the logits are elsewhere.
+    with_adapter = _logits(tuned, run)
+    with tuned.disable_adapter():
+        without = _logits(tuned, run)
+    assert merge.compare(with_adapter, without)["mean_logit_difference"] > 0.01
+
+
+def _logits(model, run: RunDir) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [
+            model(input_ids=torch.tensor([a.ids])).logits[0].float()
+            for a in held_out.tokens(run.dataset)
+        ]
+
+
+def test_any_client_loads_the_merged_folder(run: RunDir) -> None:
+    merge.merge(run, run.load_recipe())
+    model = AutoModelForCausalLM.from_pretrained(run.merged)
+    assert model.dtype == torch.bfloat16
+    assert not hasattr(model.config, "quantization_config")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(run.merged)
+    assert tokenizer.eos_token == "</s>"
+    assert not [p for p in run.merged.iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_a_wrong_merge_is_refused_and_leaves_nothing(run: RunDir, monkeypatch) -> None:
+    monkeypatch.setattr(merge, "_merge_weights", lambda tuned, adapter: _no_adapter(tuned))
+    with pytest.raises(UserError, match="not what was trained"):
+        merge.merge(run, run.load_recipe())
+    assert not run.merged.exists()
+
+
+def _no_adapter(tuned):
+    base = tuned.unload()
+    dequantize(base, torch.float32)
+    return base
+
+
+def test_evaluation_says_base_beside_tuned(run: RunDir) -> None:
+    result = evaluate.evaluate(run, run.load_recipe())
+    rows = result["perplexity"]
+    assert set(rows) == {"base", "tuned", "unquantized base"}
+    assert rows["tuned"]["trained"] < rows["base"]["trained"]
+    assert result["adapter_off_is_base_bitwise"] is True
+    assert result["articles"] == len(held_out.texts(run.dataset))
+    shown = evaluate.table(result)
+    assert "tuned" in shown
+    assert f"{rows['base']['trained']:.2f}" in shown
+
+
+def test_perplexity_of_known_likelihoods() -> None:
+    article = HeldOut(ids=[1, 5, 6, 7, 2], labels=[-100, 5, 6, 7, 2], prompt_length=2)
+    nll = torch.tensor([0.0, 4.0, 1.0, 3.0, 8.0])
+    found = evaluate.perplexity([article], [nll])
+    assert found["trained"] == pytest.approx(math.exp(4.0))
+    assert found["description"] == pytest.approx(math.exp(2.0))
+
+
+def test_token_nll_is_that_of_full_logits(tiny_model: Path, monkeypatch) -> None:
+    from pressroom.nn import loss
+
+    monkeypatch.setattr(loss, "_CHUNK_TOKENS", 7)
+    model = load_base(tiny_model, None, "fp32", CPU)
+    torch.manual_seed(0)
+    ids = torch.randint(3, 512, (3, 20))
+    labels = ids.clone()
+    labels[0, 12:] = -100
+    labels[:, 0] = -100
+    found = token_nll(model, ids, labels)
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=-100
+    )
+    assert torch.allclose(found[:, 1:], expected, atol=1e-6)
+    assert not found[:, 0].any()
+
+
+def test_greedy_text_is_the_same_alone_and_in_a_batch(tiny_model: Path) -> None:
+    model = load_base(tiny_model, None, "fp32", CPU)
+    prompts = [[1, 40, 41], [1, 50], [1, 60, 61, 62, 63, 64]]
+    options = {"eos_id": 2, "max_new_tokens": 12, "temperature": 0.0}
+    together = sampling.generate(model, prompts, **options)
+    assert together == [sampling.generate(model, [p], **options)[0] for p in prompts]
+    assert all(1 <= len(ids) <= 12 for ids in together)
+
+
+def test_text_stops_at_eos_and_begins(tiny_model: Path) -> None:
+    model = load_base(tiny_model, None, "fp32", CPU)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[2] = 100 * model.model.norm.weight
+    options = {"eos_id": 2, "max_new_tokens": 12, "temperature": 0.0}
+    for ids in sampling.generate(model, [[1, 40, 41], [1, 50]], **options):
+        assert len(ids) <= 12
+        assert ids[0] != 2
+        assert 2 not in ids[:-1]
+
+
+def test_samples_stand_beside_the_base(run: RunDir) -> None:
+    recipe = run.load_recipe()
+    samples = sample.beside_base(run, recipe, 8, 0.0)
+    assert samples[0]["prompt"] == "city!"
+    assert len(samples) == 3
+    for of_title in samples[1:]:
+        assert of_title["prompt"] == f"### title: {of_title['title']} ### description:"
+        assert of_title["tuned"]["text"].startswith(of_title["prompt"])
+        assert of_title["reference"]
+    assert "tuned: city!" in sample.show(samples)
+
+
+def test_sampling_follows_its_seed(tiny_model: Path) -> None:
+    model = load_base(tiny_model, None, "fp32", CPU)
+    options = {"eos_id": 2, "max_new_tokens": 12, "temperature": 1.0}
+    torch.manual_seed(3)
+    first = sampling.generate(model, [[1, 40]], **options)
+    torch.manual_seed(3)
+    assert sampling.generate(model, [[1, 40]], **options) == first
+
+
+def test_a_run_without_an_adapter_is_told(make_recipe, home: Path) -> None:
+    recipe: Recipe = make_recipe()
+    unfinished = RunDir.create(recipe)
+    with pytest.raises(UserError, match="has no adapter yet"):
+        load_tuned(unfinished, recipe)
+    with pytest.raises(UserError, match="training has not begun"):
+        _ = unfinished.dataset
+    with pytest.raises(UserError, match=r"no such run under .*; runs of: tiny"):
+        RunDir.find("tniy")
+    assert RunDir.find("tiny").path.name == unfinished.path.name
+
+
+def test_decoding_keeps_the_space_before_the_answer(tokenizer_folder: Path) -> None:
+    tokenizer = ArticleTokenizer(tokenizer_folder)
+    ids = tokenizer.encode_prompt("a city")
+    assert tokenizer.decode(ids[1:]) == "a city"

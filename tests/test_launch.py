@@ -1,0 +1,171 @@
+"""The launcher's commands are pure functions, and the chain skips, resumes and refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from training import adapter, losses, metrics, train
+
+from data_prep.prepare import prepare
+from launch import local, stages
+from pressroom.recipe import Recipe
+from pressroom.run_dir import RunDir
+
+PRESSROOM = str(Path(sys.executable).with_name("pressroom"))
+
+
+def pressroom(*arguments: str, code: int = 0) -> str:
+    """Run the command in the working directory; return what it wrote to both streams."""
+    done = subprocess.run(
+        [PRESSROOM, *arguments], capture_output=True, text=True, check=False, timeout=240
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == code, output
+    assert code == 0 or "Traceback" not in output, output
+    return output
+
+
+def test_gpus_are_those_a_process_would_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    for visible, count in (("0,1,3", 3), ("", 0), ("-1", 0), ("GPU-abc", 1)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert local.count_gpus() == count
+
+
+def test_train_command_on_gpus(make_recipe, home: Path) -> None:
+    recipe = make_recipe(batch={"global_batch_size": 8, "micro_batch_size": 1})
+    command = local.train_command(
+        recipe, RunDir(Path("runs/x")), Path("data/d"), num_gpus=4, num_cpus=32
+    )
+    text = " ".join(command)
+    assert "accelerate_configs/ddp.yaml --num_machines 1 --num_processes 4" in text
+    assert "--num_cpu_threads_per_process 8" in text
+    assert text.endswith("-m train.sft runs/x/recipe.yaml --run runs/x --dataset data/d")
+    assert "--cpu" not in command
+
+
+def test_train_command_on_a_cpu(make_recipe) -> None:
+    recipe = make_recipe()
+    run, dataset = RunDir(Path("runs/x")), Path("data/d")
+    command = local.train_command(recipe, run, dataset, num_gpus=0, num_cpus=2)
+    assert "--cpu" in command
+    assert "--config_file" not in command
+
+
+def test_what_this_machine_cannot_do_is_said_before_any_work(make_recipe, home: Path) -> None:
+    make_recipe()
+    output = pressroom("run", "recipe.yaml", "parallel.strategy=fsdp", code=2)
+    assert "parallel.strategy: fsdp shards over GPUs, and this machine has none" in output
+    assert not (home / "data").exists()
+    assert not (home / "runs").exists()
+
+
+def test_one_error_of_the_chain_is_one_line(make_recipe, home: Path) -> None:
+    make_recipe(data={"articles": ["nowhere.jsonl"]})
+    output = pressroom("run", "recipe.yaml", "seed=x", code=2)
+    assert output == 'error: command line: seed: must be a valid integer, not "x"\n'
+    output = pressroom("run", "recipe.yaml", code=2)
+    assert output.startswith("error: data.articles: nowhere.jsonl: no such file")
+    assert output.count("\n") == 1
+
+
+def test_the_chain_runs_skips_and_redoes_only_what_changed(make_recipe, home: Path) -> None:
+    make_recipe()
+    output = pressroom("run", "recipe.yaml")
+    (run,) = RunDir.all("tiny")
+    for path in (run.adapter, run.merge_report, run.evaluation, run.samples, run.metrics):
+        assert path.exists(), output
+    assert "4 global = 2 micro x 2 accumulation x 1 rank" in output
+    first = run.stages
+    assert list(first) == ["train", "evaluate", "merge", "generate"]
+
+    start = time.monotonic()
+    output = pressroom("run", "recipe.yaml")
+    assert output.count("done already") == 5
+    assert time.monotonic() - start < 20
+    assert run.stages == first
+
+    output = pressroom("run", "recipe.yaml", "generation.titles=1")
+    assert output.count("done already") == 4
+    assert len(RunDir.all("tiny")) == 1
+    assert len(run.samples.read_text().splitlines()) == 2
+    assert {k: v for k, v in run.stages.items() if k != "generate"} == {
+        k: v for k, v in first.items() if k != "generate"
+    }
+
+    text = pressroom("generate", "tiny", "city!", "--max-new-tokens", "4")
+    assert text.startswith("city!")
+
+
+def test_keys_follow_what_a_stage_reads(make_recipe, home: Path) -> None:
+    make_recipe()
+
+    def keys(*overrides: str) -> stages.Keys:
+        return stages.stage_keys(Recipe.load("recipe.yaml", overrides))
+
+    base = keys()
+    assert keys("checkpoint.every_steps=7", "evaluation.every_steps=2") == base
+    assert keys("generation.titles=9").train == base.train
+    assert keys("generation.titles=9").generate != base.generate
+    changed = keys("lora.r=2")
+    assert changed.dataset == base.dataset
+    assert {changed.train, changed.evaluate, changed.merge}.isdisjoint(
+        {base.train, base.evaluate, base.merge}
+    )
+    assert keys("data.lower_case=true").dataset != base.dataset
+    with (home / "articles.jsonl").open("a") as file:
+        file.write(json.dumps({"title": "New", "description": "One more."}) + "\n")
+    assert keys().dataset != base.dataset
+    assert keys().train != base.train
+
+
+def test_a_killed_training_goes_on_where_it_was(make_recipe, home: Path) -> None:
+    """SIGKILL to everything in mid-training; the same command ends with the same losses."""
+    make_recipe(checkpoint={"every_steps": 5, "keep_last": 2})
+    options = ("optimizer.num_steps=200", "batch.global_batch_size=4")
+    undisturbed = train(*options)
+    process = subprocess.Popen(
+        [PRESSROOM, "train", "recipe.yaml", *options],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list((home / "runs" / "tiny").glob("*/checkpoints/step-000010")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    killed = next(r for r in RunDir.all("tiny") if r.path.name != undisturbed.path.name)
+    assert not killed.adapter.exists()
+    pressroom("train", "recipe.yaml", *options)
+    assert len(RunDir.all("tiny")) == 2
+    assert losses(killed) == losses(undisturbed)
+    assert len(metrics(killed)) == 200
+    a, b = adapter(killed), adapter(undisturbed)
+    assert all(bool((a[name] == b[name]).all()) for name in a)
+
+
+def test_two_ranks_by_hand_are_ddp_and_lose_as_one(make_recipe, home: Path) -> None:
+    make_recipe()
+    alone = train()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    config = Path(local.__file__).parents[1] / "accelerate_configs" / "ddp.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command += ["--num_processes", "2", "--num_machines", "1", "-m", "train.sft", "recipe.yaml"]
+    command += ["name=tiny2"]
+    prepare(Recipe.load("recipe.yaml", ["name=tiny2"]))
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = RunDir.all("tiny2")
+    facts = json.loads(run.environment.read_text())
+    assert (facts["world_size"], facts["distributed_type"]) == (2, "MULTI_CPU")
+    assert "4 global = 2 micro x 1 accumulation x 2 ranks" in done.stderr
+    assert losses(run) == pytest.approx(losses(alone), abs=1e-4)
