@@ -1,8 +1,7 @@
-"""Fine-tune on this machine: `pressroom train RECIPE`.
+"""How training starts on this machine: `accelerate launch -m train.sft`.
 
-Counts the GPUs and starts `accelerate launch -m train.sft` with the strategy's accelerate
-config, one rank a GPU; without a GPU one process on the CPU. Knows nothing of SLURM, and nothing
-of training.
+One rank a GPU, with the strategy's accelerate config; without a GPU one process on the CPU.
+Knows nothing of SLURM, and nothing of training.
 """
 
 import os
@@ -12,21 +11,9 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-import click
-
-from pressroom.console import UserError, entry
+from pressroom.console import UserError
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
-
-
-@click.command()
-@click.argument("recipe", metavar="RECIPE")
-@click.argument("overrides", nargs=-1)
-def main(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Fine-tune on this machine's GPUs, or its CPU; goes on where a killed run stopped."""
-    from launch.stages import run_stages
-
-    run_stages(Recipe.load(recipe, overrides), ("prep", "train"))
 
 
 def count_gpus() -> int:
@@ -93,7 +80,3 @@ def run_module(command: Sequence[str]) -> None:
         name = command[command.index("-m") + 1]
         inner = [a for a in command if a == "train.sft"] or [name]
         raise UserError(f"{inner[0]} ended with exit code {code} (its message stands above)")
-
-
-if __name__ == "__main__":
-    entry(main)

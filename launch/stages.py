@@ -40,6 +40,15 @@ def main(recipe: str, overrides: tuple[str, ...]) -> None:
         say(f"{name:8} {getattr(run, name)}")
 
 
+@click.command()
+@click.argument("recipe", metavar="RECIPE")
+@click.argument("overrides", nargs=-1)
+def train(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Fine-tune on this machine's GPUs, or its CPU; goes on where a killed run stopped."""
+    run = run_stages(Recipe.load(recipe, overrides), ("prep", "train"))
+    say(f"run      {run.path}")
+
+
 @dataclass(frozen=True)
 class Keys:
     """What each stage's output is made from."""

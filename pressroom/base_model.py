@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pressroom.console import UserError
 from pressroom.files import home, sha256_file, sha256_json
-from pressroom.recipe import Model
+from pressroom.sections import Model
 
 _SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 

@@ -13,14 +13,14 @@ import click
 from pressroom import console
 
 COMMANDS = {
-    "prep": ("data_prep.prepare", "Articles -> tokenized, packed Arrow shards."),
-    "train": ("launch.local", "Fine-tune on this machine's GPUs, or its CPU."),
-    "evaluate": ("generate.evaluate", "Held-out perplexity of a run, base beside tuned."),
-    "merge": ("generate.merge", "Adapter + base -> one model folder that any client loads."),
-    "generate": ("generate.sample", "Prompts or titles -> text."),
-    "run": ("launch.stages", "The whole chain, skipping what is done."),
+    "prep": ("data_prep.prepare:main", "Articles -> tokenized, packed Arrow shards."),
+    "train": ("launch.stages:train", "Fine-tune on this machine's GPUs, or its CPU."),
+    "evaluate": ("generate.evaluate:main", "Held-out perplexity of a run, base beside tuned."),
+    "merge": ("generate.merge:main", "Adapter + base -> one model folder that any client loads."),
+    "generate": ("generate.sample:main", "Prompts or titles -> text."),
+    "run": ("launch.stages:main", "The whole chain, skipping what is done."),
 }
-"""Name -> module whose `main` it is, and its line of help. Only what works stands here."""
+"""Name -> the click command and its line of help. Only what works stands here."""
 
 
 class _Table(click.Group):
@@ -31,7 +31,8 @@ class _Table(click.Group):
         if cmd_name not in COMMANDS:
             close = difflib.get_close_matches(cmd_name, COMMANDS, n=1)
             ctx.fail(f"no command {cmd_name!r}" + (f"; did you mean {close[0]}?" if close else ""))
-        return cast(click.Command, importlib.import_module(COMMANDS[cmd_name][0]).main)
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        return cast(click.Command, getattr(importlib.import_module(module), name))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -12,7 +12,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from pressroom import strict_yaml
-from pressroom.recipe import STRICT, Positive
+from pressroom.sections import STRICT, Positive
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

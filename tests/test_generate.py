@@ -16,8 +16,9 @@ from pressroom.console import UserError
 from pressroom.nn import sampling
 from pressroom.nn.loss import token_nll
 from pressroom.nn.nf4 import compute_in, dequantize, load_base
-from pressroom.recipe import Quantization, Recipe
+from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
+from pressroom.sections import Quantization
 from pressroom.tokenizer import ArticleTokenizer
 
 CPU = torch.device("cpu")

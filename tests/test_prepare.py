@@ -13,6 +13,7 @@ from data_prep.prepare import prepare, summary
 from pressroom import dataset
 from pressroom.console import UserError
 from pressroom.dataset import Manifest
+from pressroom.files import sha256_json
 from pressroom.recipe import Recipe
 from pressroom.tokenizer import ArticleTokenizer
 
@@ -188,3 +189,11 @@ def test_a_name_decides_only_the_folder(make_recipe) -> None:
     recipe = make_recipe()
     renamed = Recipe.load("recipe.yaml", ["name=other"])
     assert prepare(recipe).name.removeprefix("tiny-") == prepare(renamed).name[len("other-") :]
+
+
+def test_other_rows_need_another_format_version(make_recipe) -> None:
+    """Cleaning, tokenizing or packing otherwise? Raise FORMAT_VERSION, then this hash."""
+    hostile = {"title": "<b>A</b> &amp; â€œBâ€\x9d", "description": "long river " * 100}
+    folder = prepare(make_recipe(articles=[*invented_articles(20), hostile]))
+    found = sha256_json([rows(folder, split) for split in dataset.SPLITS])[:16]
+    assert (dataset.FORMAT_VERSION, found) == (1, "a915624fbd5e21d7")

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from pressroom.console import UserError
-from pressroom.recipe import Batch, Parallel, Recipe
+from pressroom.recipe import Recipe
+from pressroom.sections import Batch, Parallel
 
 RECIPES = [
     file.name.removesuffix(".yaml")

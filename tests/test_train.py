@@ -60,6 +60,7 @@ def test_a_checkpoint_holds_adapters_and_state_only(make_recipe) -> None:
     make_recipe()
     run = train("optimizer.num_steps=6", "checkpoint.every_steps=2", "checkpoint.keep_last=2")
     assert sorted(p.name for p in run.checkpoints.glob("step-*")) == ["step-000004", "step-000006"]
+    assert run.checkpoints.stat().st_mode & 0o777 == 0o700
     newest = checkpoint.newest(run)
     assert newest == run.checkpoint(6)
     names = {p.name for p in newest.iterdir()}

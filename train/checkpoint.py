@@ -20,7 +20,11 @@ def newest(run: RunDir) -> Path | None:
 
 
 def scratch(run: RunDir) -> Path:
-    """Where the trainer writes a checkpoint before it is complete."""
+    """Where the trainer writes before it is complete.
+
+    torch keeps optimizer and random numbers as pickles: nobody else may write here.
+    """
+    run.checkpoints.mkdir(mode=0o700, parents=True, exist_ok=True)
     return run.checkpoints / ".partial"
 
 

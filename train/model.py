@@ -9,7 +9,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from pressroom.nn.nf4 import load_base
-from pressroom.recipe import Lora, Recipe
+from pressroom.recipe import Recipe
+from pressroom.sections import Lora
 
 
 def build(recipe: Recipe, folder: Path, device: torch.device) -> PeftModel:
