@@ -4,10 +4,12 @@ Every line of a file becomes an article or a listed reject with its cause. Knows
 prompts or tokens.
 """
 
+import codecs
 import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -102,6 +104,8 @@ def to_article(record: Any, source: str, lower_case: bool) -> Article | Reject:
     """Clean one record of a feed: a mapping with MediaStack's field names."""
     if not isinstance(record, dict):
         return Reject(source, "not an object", f"a JSON {type(record).__name__}")
+    if isinstance(record.get("published_at"), date):
+        record = {**record, "published_at": record["published_at"].isoformat()}
     for name in _FIELDS:
         if not isinstance(record.get(name), str | None):
             return Reject(source, f"{name} is not text", f"{record[name]!r:.60}")
@@ -129,6 +133,7 @@ class _Unreadable:
 def _read_jsonl(path: Path, name: str) -> Iterator[tuple[int, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if not line.strip():
                 continue
             try:
@@ -150,7 +155,13 @@ def _read_parquet(path: Path, name: str) -> Iterator[tuple[int, Any]]:
         have = ", ".join(file.schema_arrow.names)
         raise UserError(f"{name}: has no column {' or '.join(missing)}; it has {have}")
     number = 0
-    for batch in file.iter_batches(columns=columns):
-        for record in batch.to_pylist():
-            number += 1
-            yield number, record
+    try:
+        for batch in file.iter_batches(columns=columns):
+            for row in range(len(batch)):
+                number += 1
+                try:
+                    yield number, {field: batch[field][row].as_py() for field in columns}
+                except UnicodeDecodeError as error:
+                    yield number, _Unreadable("not UTF-8", str(error))
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{name}: damaged behind row {number}: {error}") from None

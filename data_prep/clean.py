@@ -10,6 +10,18 @@ import ftfy
 import nh3
 
 _BLOCKS = {"p", "br", "div", "li", "ul", "ol", "tr", "td", "h1", "h2", "h3", "h4", "blockquote"}
+_OTHER_TAGS = re.split(
+    r"\s+",
+    """article aside audio body button canvas embed figcaption figure font footer form head header
+    html iframe img input label link main meta nav noscript object option picture script section
+    select source style svg textarea title video""",
+)
+_KNOWN_TAGS = nh3.ALLOWED_TAGS | _BLOCKS | set(_OTHER_TAGS)
+_ESCAPES = 3
+_LITERAL_LESS_THAN = re.compile(
+    rf"<(?!/?(?:{'|'.join(sorted(_KNOWN_TAGS))})(?:\s[^<>]*)?/?>|!--.*?-->|!doctype[^<>]*>)",
+    re.IGNORECASE | re.DOTALL,
+)
 _TAG = re.compile(r"<[^>]*>")
 _WHITESPACE = re.compile(r"\s+")
 _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f\u200b\u200e\u200f\ufeff\ufffd]")
@@ -21,6 +33,8 @@ def preprocess_text(text: str, *, lower_case: bool = False) -> str:
     >>> preprocess_text("<p>It&#39;s â€œfineâ€\x9d</p><p>A &lt;b&gt;bold&lt;/b&gt; 5 < 6</p>")
     'It\'s "fine" A bold 5 < 6'
     """
+    # JSON can name half of a surrogate pair, which is no character.
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = _strip_markup(text)
     text = ftfy.fix_text(text, normalization="NFC", unescape_html=False)
     text = _WHITESPACE.sub(" ", _INVISIBLE.sub("", text)).strip()
@@ -28,11 +42,13 @@ def preprocess_text(text: str, *, lower_case: bool = False) -> str:
 
 
 def _strip_markup(text: str) -> str:
-    """Remove tags, scripts and styles; feeds escape them once or twice."""
-    text = html.unescape(text)
+    """Remove tags, scripts and styles; feeds escape them once, twice, or more."""
+    for _ in range(_ESCAPES):
+        text = html.unescape(text)
     if "<" in text:
-        # The sanitizer parses as browsers do. What it leaves of markup are bare block tags,
-        # which part words; every other `<` is written `&lt;`.
+        # The sanitizer parses as browsers do, who take `x <y` for the start of a tag: only what
+        # is a tag is left to it. What it leaves of markup are bare block tags, which part words.
+        text = _LITERAL_LESS_THAN.sub("&lt;", text)
         kept = nh3.clean(text, tags=_BLOCKS, attributes={})
         text = html.unescape(_TAG.sub(" ", kept))
     return text

@@ -53,7 +53,7 @@ def prepare(recipe: Recipe) -> Path:
         UserError: The articles or the tokenizer are missing, or nothing is left to train on.
     """
     tokenizer = ArticleTokenizer(model_folder(recipe.model, weights=False))
-    spec = dataset.spec_of(recipe, tokenizer.sha256)
+    spec = dataset.spec_of(recipe, tokenizer.fingerprint)
     files = dataset.article_files(recipe)
     articles = dataset.hash_articles(files)
     key = dataset.dataset_key(spec, articles)

@@ -5,15 +5,16 @@ piece) and `prompt_lengths` (how many of those come before the description); all
 rows give the same bytes. Knows nothing of articles.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from data_prep.tokens import Ids, Piece
-from pressroom.dataset import SPLITS, Shard
+from pressroom.dataset import IGNORE, SPLITS, Shard
 from pressroom.files import sha256_file
 
 _SHARD_TOKENS = 2**24
@@ -24,8 +25,8 @@ SCHEMA = pa.schema([(name, pa.list_(pa.int32())) for name in COLUMNS])
 
 def write_split(
     folder: Path, split: str, pieces: Sequence[Piece], rows: Sequence[Sequence[int]], capacity: int
-) -> Iterator[Shard]:
-    """Write the shards of one split, each about 128 MB; yield what is in each.
+) -> list[Shard]:
+    """Write the shards of one split, each about 128 MB; return what is in each.
 
     Args:
         folder: The dataset's folder.
@@ -38,10 +39,14 @@ def write_split(
     rows_per_shard = max(1, _SHARD_TOKENS // capacity)
     num_shards = max(1, -(-len(rows) // rows_per_shard))
     names = [f"data-{i:05d}-of-{num_shards:05d}.arrow" for i in range(num_shards)]
+    shards = []
     for number, name in enumerate(names):
         chosen = rows[number * rows_per_shard : (number + 1) * rows_per_shard]
-        yield _write_shard(folder, f"{split}/{name}", [[pieces[i] for i in row] for row in chosen])
-    _describe_split(folder / split, names)
+        packed = [[pieces[i] for i in row] for row in chosen]
+        shards.append(_write_shard(folder, f"{split}/{name}", packed))
+    content = "".join(shard.sha256 for shard in shards)
+    _describe_split(folder / split, names, hashlib.sha256(content.encode()).hexdigest()[:16])
+    return shards
 
 
 def _write_shard(folder: Path, name: str, rows: Sequence[Sequence[Piece]]) -> Shard:
@@ -59,7 +64,7 @@ def _write_shard(folder: Path, name: str, rows: Sequence[Sequence[Piece]]) -> Sh
             ]
             writer.write_batch(pa.record_batch([_lists(c) for c in columns], schema=SCHEMA))
             tokens += sum(map(len, ids))
-            trained += sum(int((label != -100).sum()) for label in labels)
+            trained += sum(int((label != IGNORE).sum()) for label in labels)
     return Shard(
         split=name.partition("/")[0],
         file=name,
@@ -75,14 +80,14 @@ def _lists(arrays: Sequence[Ids]) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays)))
 
 
-def _describe_split(folder: Path, names: Sequence[str]) -> None:
+def _describe_split(folder: Path, names: Sequence[str], fingerprint: str) -> None:
     """The two small files by which `datasets` knows a split."""
     from datasets import DatasetInfo, Features
 
     DatasetInfo(features=Features.from_arrow_schema(SCHEMA)).write_to_directory(str(folder))
     state: dict[str, object] = {
         "_data_files": [{"filename": name} for name in names],
-        "_fingerprint": "pressroom",
+        "_fingerprint": fingerprint,
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,

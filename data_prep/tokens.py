@@ -12,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.articles import Article, Reject
+from pressroom.dataset import IGNORE
 from pressroom.prompts import FORMATS
 from pressroom.recipe import Recipe
 from pressroom.tokenizer import ArticleTokenizer, Tokens
 
-IGNORE = -100
-"""The label of a token that carries no loss."""
 _BATCH = 1000
 
 Ids = npt.NDArray[np.int32]
@@ -32,8 +31,6 @@ class Piece:
     """The ids, or IGNORE: at the first token always, for nothing comes before it."""
     prompt_length: int
     """How many of the ids come before the article's description."""
-    article: int
-    """Which article, by its place in the list."""
 
 
 def tokenize(
@@ -47,11 +44,11 @@ def tokenize(
             [prompt_format.render_prompt(article.title) for article in batch],
             [prompt_format.render_answer(article.description) for article in batch],
         )
-        for number, (article, encoded) in enumerate(zip(batch, tokens, strict=True), start=start):
-            yield _pieces(encoded, recipe, number, article.source)
+        for article, encoded in zip(batch, tokens, strict=True):
+            yield _pieces(encoded, recipe, article.source)
 
 
-def _pieces(tokens: Tokens, recipe: Recipe, article: int, source: str) -> list[Piece] | Reject:
+def _pieces(tokens: Tokens, recipe: Recipe, source: str) -> list[Piece] | Reject:
     length = len(tokens.ids)
     if length > recipe.sequence_length and recipe.data.overlong == "reject":
         return Reject(source, "longer than a row", f"{length} tokens")
@@ -66,7 +63,6 @@ def _pieces(tokens: Tokens, recipe: Recipe, article: int, source: str) -> list[P
             ids[start:stop],
             np.concatenate([[np.int32(IGNORE)], labels[start + 1 : stop]], dtype=np.int32),
             min(max(tokens.prompt_length - start, 0), stop - start),
-            article,
         )
         for start, stop in cuts(length, recipe.sequence_length)
     ]

@@ -1,6 +1,6 @@
 """What the demo must show: a short table, and a non-zero exit when a figure is missed.
 
-Reads the newest demo run. Run as `python demo/check.py`, after `pressroom run demo`.
+Reads the run that the chain made. Run as `python demo/check.py`, after `pressroom run demo`.
 """
 
 import json
@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from pressroom.console import entry, say
+from launch.stages import find_run, stage_keys
+from pressroom.console import UserError, entry, say
+from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 
 
@@ -94,9 +96,22 @@ def made(run: RunDir) -> dict[str, Any]:
     }
 
 
+def demo_run() -> RunDir:
+    """The run that the chain made of the demo's recipe.
+
+    Raises:
+        UserError: There is none, or it is not finished.
+    """
+    recipe = Recipe.load("demo")
+    run = find_run(recipe, stage_keys(recipe))
+    if run is None or "finished" not in run.stages.get("generate", {}):
+        raise UserError("no finished run of the demo: `pressroom run demo` makes one")
+    return run
+
+
 def main() -> None:
     """Print the table and the paths."""
-    run = RunDir.find("demo")
+    run = demo_run()
     rows = figures(run)
     say(table(rows) + "\n")
     for name, path in made(run).items():

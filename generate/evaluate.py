@@ -14,15 +14,18 @@ import torch
 from transformers import PreTrainedModel
 
 from generate import held_out
-from generate.held_out import IGNORE, HeldOut
+from generate.held_out import HeldOut
 from generate.tuned import device, load_tuned
 from pressroom.base_model import model_folder
-from pressroom.console import Progress, UserError, entry, say
+from pressroom.console import Progress, UserError, entry, log, say
+from pressroom.dataset import IGNORE, Manifest
 from pressroom.files import publish_json
+from pressroom.geometry import Geometry
 from pressroom.nn.loss import token_nll
 from pressroom.nn.nf4 import load_base
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
+from pressroom.tokenizer import ArticleTokenizer
 
 
 @click.command()
@@ -44,7 +47,9 @@ def evaluate(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     articles = held_out.tokens(run.dataset)
     size, precision = recipe.evaluation.micro_batch_size, recipe.memory.precision
     folder = model_folder(recipe.model)
-    passes = 4 if recipe.quantization else 3
+    eos_id = ArticleTokenizer(folder).eos_id
+    unquantized = recipe.quantization is not None and _fits(Geometry.of(folder))
+    passes = 4 if unquantized else 3
     with Progress("evaluate", passes * len(articles), "article") as progress:
         base = _nll(
             load_base(folder, recipe.quantization, precision, device()), articles, size, progress
@@ -54,18 +59,33 @@ def evaluate(run: RunDir, recipe: Recipe) -> dict[str, Any]:
         with tuned_model.disable_adapter():
             without = _nll(tuned_model, articles, size, progress)
         del tuned_model
-        rows = {"base": perplexity(articles, base), "tuned": perplexity(articles, tuned)}
-        if recipe.quantization:
+        rows = {
+            "base": perplexity(articles, base, eos_id),
+            "tuned": perplexity(articles, tuned, eos_id),
+        }
+        if unquantized:
             plain = load_base(folder, None, precision, device())
-            rows["unquantized base"] = perplexity(articles, _nll(plain, articles, size, progress))
+            nll = _nll(plain, articles, size, progress)
+            rows["unquantized base"] = perplexity(articles, nll, eos_id)
     if not all(torch.equal(a, b) for a, b in zip(base, without, strict=True)):
         raise UserError("with the adapter switched off the model is not the base: do not trust it")
     return {
-        "articles": len(articles),
+        "articles": Manifest.read(run.dataset).counts["held_out"],
         "trained_tokens": sum(sum(x != IGNORE for x in a.labels[1:]) for a in articles),
         "perplexity": rows,
         "adapter_off_is_base_bitwise": True,
     }
+
+
+def _fits(geometry: Geometry) -> bool:
+    """Whether the base fits the GPU in 16 bits; where there is no GPU, host memory is trusted."""
+    if not torch.cuda.is_available():
+        return True
+    free, _ = torch.cuda.mem_get_info()
+    fits = 2 * geometry.num_weights < 0.9 * free
+    if not fits:
+        log.info("the unquantized base does not fit this GPU: its row is left out")
+    return fits
 
 
 def _nll(
@@ -81,7 +101,7 @@ def _nll(
     return scored
 
 
-def perplexity(articles: list[HeldOut], nll: list[torch.Tensor]) -> dict[str, float]:
+def perplexity(articles: list[HeldOut], nll: list[torch.Tensor], eos_id: int) -> dict[str, float]:
     """Perplexity over trained tokens, and over description tokens without eos."""
     sums = {"trained": [0.0, 0], "description": [0.0, 0]}
     for article, nll_S in zip(articles, nll, strict=True):
@@ -89,7 +109,7 @@ def perplexity(articles: list[HeldOut], nll: list[torch.Tensor]) -> dict[str, fl
         counted[0] = False
         description = counted.clone()
         description[: article.prompt_length] = False
-        description[-1] = False
+        description[-1] &= article.ids[-1] != eos_id
         for name, mask in (("trained", counted), ("description", description)):
             sums[name][0] += float(nll_S[mask].double().sum())
             sums[name][1] += int(mask.sum())

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from datasets import load_from_disk
 
-IGNORE = -100
+from pressroom.dataset import IGNORE
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 A prompt is continued as it stands behind BOS; a title is rendered in the recipe's format up to
 where the description begins. Without either, the recipe's generation section is done: its
-prompts and some held-out titles, tuned beside base, into samples.jsonl.
+prompts and some held-out titles, tuned beside base, into samples.jsonl; with other lengths or
+temperatures than the recipe's they are only shown.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 import click
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from generate import held_out
 from generate.tuned import device, load_tuned
@@ -60,8 +62,9 @@ def main(
     torch.manual_seed(seed)
     if not prompts and not titles:
         samples = beside_base(run, recipe, limit, warmth)
-        text = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-        publish_text(run.samples, text)
+        if max_new_tokens is None and temperature is None:  # what the recipe asks for
+            text = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+            publish_text(run.samples, text)
         say(show(samples))
         return
     requests = [Request(prompt) for prompt in prompts] + [_of_title(t, recipe) for t in titles]
@@ -137,9 +140,10 @@ def beside_base(
 
 def _tuned(run: RunDir, recipe: Recipe) -> PreTrainedModel:
     """The merged model where there is one, else the adapter on its base."""
+    logging.disable_progress_bar()
     if run.merge_report.is_file():
         return AutoModelForCausalLM.from_pretrained(
-            run.merged, dtype=torch.bfloat16, device_map={"": device()}
+            run.merged, dtype="auto", device_map={"": device()}
         )
     return load_tuned(run, recipe)
 

@@ -18,8 +18,13 @@ def device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def load_tuned(run: RunDir, recipe: Recipe) -> PeftModel:
+def load_tuned(run: RunDir, recipe: Recipe, place: torch.device | None = None) -> PeftModel:
     """The base and the adapter, in eval mode; `disable_adapter()` gives the base.
+
+    Args:
+        run: Has the adapter.
+        recipe: Says how the base is quantized.
+        place: Where the model goes; `device()` when not given.
 
     Raises:
         UserError: The run has no adapter yet.
@@ -27,5 +32,5 @@ def load_tuned(run: RunDir, recipe: Recipe) -> PeftModel:
     if not run.adapter.is_dir():
         raise UserError(f"{run.path}: has no adapter yet; training is not finished")
     folder = model_folder(recipe.model)
-    base = load_base(folder, recipe.quantization, recipe.memory.precision, device())
+    base = load_base(folder, recipe.quantization, recipe.memory.precision, place or device())
     return PeftModel.from_pretrained(base, str(run.adapter)).eval()

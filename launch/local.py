@@ -4,16 +4,20 @@ One rank a GPU, with the strategy's accelerate config; without a GPU one process
 Knows nothing of SLURM, and nothing of training.
 """
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from pressroom.console import UserError
+from pressroom.console import UserError, log
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
+
+_HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def count_gpus() -> int:
@@ -27,7 +31,28 @@ def count_gpus() -> int:
         )
     except OSError:
         return 0
-    return listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+    if listed.returncode:
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def count_cpus() -> int:
+    """CPUs that training may use here: OMP_NUM_THREADS, or else those of this process."""
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+
+
+def num_ranks(recipe: Recipe, num_gpus: int) -> int:
+    """One rank a GPU, of those GPUs over which the recipe's batch divides; at least one."""
+    batch = recipe.batch
+    fits = [n for n in range(1, num_gpus + 1) if batch.divides_over(n)]
+    ranks = max(fits, default=1)
+    if num_gpus > ranks:
+        log.warning(
+            "using %d of %d GPUs: batch.global_batch_size %d in micro-batches of %d does not "
+            "divide over more",
+            *(ranks, num_gpus, batch.global_batch_size, batch.micro_batch_size),
+        )
+    return ranks
 
 
 def train_command(
@@ -35,48 +60,67 @@ def train_command(
 ) -> list[str]:
     """The command that trains a run on this machine: a pure function.
 
+    Args:
+        recipe: Says the strategy, whose accelerate config is used by more than one rank.
+        run: The run directory.
+        dataset: The dataset's folder.
+        num_gpus: One rank each; 0 is one rank on the CPU.
+        num_cpus: Divided over the ranks.
+
     Raises:
-        UserError: The strategy needs a GPU and there is none.
+        UserError: The recipe needs a GPU, or another number of them.
     """
     processes = max(num_gpus, 1)
-    threads = max(num_cpus // processes, 1)
     recipe.batch.gradient_accumulation_steps(processes)
-    if num_gpus:
-        config = resources.files("accelerate_configs") / f"{recipe.parallel.strategy}.yaml"
-        where = ["--config_file", str(config)]
-    elif recipe.parallel.strategy != "ddp":
-        raise UserError(
-            f"parallel.strategy: {recipe.parallel.strategy} shards over GPUs, and this machine "
-            "has none: use ddp"
-        )
-    else:
-        where = ["--cpu", "--dynamo_backend", "no", "--mixed_precision", "no"]
+    needs = []
+    if not num_gpus and recipe.parallel.strategy != "ddp":
+        needs.append(f"parallel.strategy: {recipe.parallel.strategy} shards over GPUs: use ddp")
+    if not num_gpus and recipe.memory.precision == "fp16":
+        needs.append("memory.precision: fp16 needs a GPU's gradient scaler: use bf16 or fp32")
+    if not num_gpus and recipe.optimizer.name.startswith("paged_"):
+        needs.append(f"optimizer.name: {recipe.optimizer.name} pages from a GPU: use adamw_torch")
+    if needs:
+        raise UserError("this machine has no GPU:\n" + "\n".join(needs))
+    # A config is always named: accelerate would take the user's own default otherwise.
+    config = recipe.parallel.strategy if processes > 1 else "single"
     return [
         *(sys.executable, "-m", "accelerate.commands.launch", "--quiet"),
-        *where,
+        *("--config_file", str(resources.files("accelerate_configs") / f"{config}.yaml")),
+        *([] if num_gpus else ["--cpu"]),
         *("--num_machines", "1", "--num_processes", str(processes)),
-        *("--num_cpu_threads_per_process", str(threads)),
+        *("--num_cpu_threads_per_process", str(max(num_cpus // processes, 1))),
         *("-m", "train.sft", str(run.recipe)),
         *("--run", str(run.path), "--dataset", str(dataset)),
     ]
 
 
-def run_module(command: Sequence[str]) -> None:
-    """Run a command to its end, its output on this terminal.
+def run_to_end(command: Sequence[str]) -> int:
+    """Run a command, its output on this terminal, and return its exit code.
+
+    It has a process group of its own, to which this process hands on what it is told: to end
+    one by a signal ends the other, launchers and ranks included.
 
     Raises:
-        UserError: It failed; what it wrote says why.
-        KeyboardInterrupt: It was interrupted, and has ended.
+        KeyboardInterrupt: This process was interrupted, and the command has ended.
     """
     # A stranger's train.py in the working directory must not be taken for ours.
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-    with subprocess.Popen(command, env=environment) as process:
+    received: list[int] = []
+    with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+
+        def hand_on(number: int, frame: object) -> None:
+            received.append(number)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+
+        before = {n: signal.signal(n, hand_on) for n in _HANDED_ON}
         try:
             code = process.wait()
-        except KeyboardInterrupt:
-            process.wait()
-            raise
-    if code:
-        name = command[command.index("-m") + 1]
-        inner = [a for a in command if a == "train.sft"] or [name]
-        raise UserError(f"{inner[0]} ended with exit code {code} (its message stands above)")
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if signal.SIGINT in received:
+        raise KeyboardInterrupt
+    if received:
+        sys.exit(128 + received[0])
+    return code

@@ -8,7 +8,6 @@ that was killed goes on in its own. Each stage runs as `python -m ROOM.MODULE`: 
 their insides.
 """
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,11 +16,12 @@ from pathlib import Path
 
 import click
 
-from launch.local import count_gpus, run_module, train_command
+from launch.local import count_cpus, count_gpus, num_ranks, run_to_end, train_command
 from pressroom import dataset
 from pressroom.base_model import model_fingerprint, model_folder
-from pressroom.console import entry, human_seconds, log, say
+from pressroom.console import UserError, entry, human_seconds, log, say
 from pressroom.files import sha256_json
+from pressroom.geometry import Geometry
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.tokenizer import ArticleTokenizer
@@ -35,9 +35,9 @@ STAGES = ("prep", "train", "evaluate", "merge", "generate")
 def main(recipe: str, overrides: tuple[str, ...]) -> None:
     """Prepare, train, evaluate, merge and generate; what is done is skipped."""
     run = run_stages(Recipe.load(recipe, overrides), STAGES)
-    say(f"run      {run.path}")
+    say(f"{'run':11}{run.path}")
     for name in ("adapter", "merged", "evaluation", "samples"):
-        say(f"{name:8} {getattr(run, name)}")
+        say(f"{name:11}{getattr(run, name)}")
 
 
 @click.command()
@@ -46,7 +46,7 @@ def main(recipe: str, overrides: tuple[str, ...]) -> None:
 def train(recipe: str, overrides: tuple[str, ...]) -> None:
     """Fine-tune on this machine's GPUs, or its CPU; goes on where a killed run stopped."""
     run = run_stages(Recipe.load(recipe, overrides), ("prep", "train"))
-    say(f"run      {run.path}")
+    say(f"{'run':11}{run.path}\n{'adapter':11}{run.adapter}")
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,11 @@ def stage_keys(recipe: Recipe) -> Keys:
     """The keys of a recipe's stages, from its sections and the content of its inputs.
 
     Raises:
-        UserError: The model or the articles are not there.
+        UserError: The model or the articles are not there, or it is no Llama.
     """
     folder = model_folder(recipe.model)
-    spec = dataset.spec_of(recipe, ArticleTokenizer(folder).sha256)
+    Geometry.of(folder)
+    spec = dataset.spec_of(recipe, ArticleTokenizer(folder).fingerprint)
     data_key = dataset.dataset_key(spec, dataset.hash_articles(dataset.article_files(recipe)))
     plain = recipe.to_dict()
     sections = ("seed", "quantization", "lora", "batch", "optimizer", "parallel", "memory")
@@ -82,15 +83,12 @@ def stage_keys(recipe: Recipe) -> Keys:
     )
 
 
-def find_run(recipe: Recipe, keys: Keys) -> RunDir:
-    """The newest run with the same training key, finished or not; else a new one."""
+def find_run(recipe: Recipe, keys: Keys) -> RunDir | None:
+    """The newest run with the same training key, finished or not."""
     for run in RunDir.all(recipe.name):
         if run.stages.get("train", {}).get("key") == keys.train:
-            run.write_recipe(recipe)
             return run
-    run = RunDir.create(recipe)
-    run.record_stage("train", keys.train)
-    return run
+    return None
 
 
 def run_stages(recipe: Recipe, stages: Sequence[str]) -> RunDir:
@@ -103,14 +101,21 @@ def run_stages(recipe: Recipe, stages: Sequence[str]) -> RunDir:
         UserError: A stage failed; those before it are kept.
     """
     keys = stage_keys(recipe)
+    num_gpus = count_gpus()
+    machine = {
+        "num_gpus": num_ranks(recipe, num_gpus) if num_gpus else 0,
+        "num_cpus": count_cpus(),
+    }
     # Before any work: will training find what it needs on this machine?
-    num_gpus, num_cpus = count_gpus(), len(os.sched_getaffinity(0))
-    train_command(recipe, RunDir(Path()), keys.dataset, num_gpus=num_gpus, num_cpus=num_cpus)
+    train_command(recipe, RunDir(Path()), keys.dataset, **machine)
     run = find_run(recipe, keys)
+    if run is None:
+        run = RunDir.create(recipe)
+        run.record_stage("train", keys.train)
     module = (sys.executable, "-m")
     commands = {
         "prep": [*module, "data_prep.prepare", str(run.recipe)],
-        "train": train_command(recipe, run, keys.dataset, num_gpus=num_gpus, num_cpus=num_cpus),
+        "train": train_command(recipe, run, keys.dataset, **machine),
         "evaluate": [*module, "generate.evaluate", str(run.path)],
         "merge": [*module, "generate.merge", str(run.path)],
         "generate": [*module, "generate.sample", str(run.path)],
@@ -121,8 +126,11 @@ def run_stages(recipe: Recipe, stages: Sequence[str]) -> RunDir:
             log.info("%s: done already", title)
             continue
         log.info("%s", title)
+        run.write_recipe(recipe)  # the training sections are the same, by their key
         start = time.monotonic()
-        run_module(commands[name])
+        code = run_to_end(commands[name])
+        if code:
+            raise UserError(f"{name} ended with exit code {code}; its message stands above")
         seconds = time.monotonic() - start
         if name != "prep":
             run.record_stage(name, getattr(keys, name), seconds)

@@ -5,6 +5,7 @@ what is done with the files.
 """
 
 import difflib
+import hashlib
 from pathlib import Path
 
 from pressroom.console import UserError
@@ -41,10 +42,21 @@ def model_folder(model: Model, *, weights: bool = True) -> Path:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """What tells two base models apart: small files by content, weights by name and size."""
-    weights = {file.name: file.stat().st_size for file in sorted(folder.glob("*.safetensors"))}
+    """What tells two base models apart: small files whole, weights by samples of their bytes."""
     small = {name: sha256_file(folder / name) for name in _SMALL_FILES if (folder / name).is_file()}
+    weights = {file.name: _sampled(file) for file in sorted(folder.glob("*.safetensors"))}
     return sha256_json([small, weights])[:16]
+
+
+def _sampled(path: Path) -> str:
+    """SHA-256 of a file's size and 64 blocks spread over it: 4 MB of however many GB."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for number in range(64):
+            file.seek(max(size - 2**16, 0) * number // 63)
+            digest.update(file.read(2**16))
+    return digest.hexdigest()
 
 
 def _snapshot(model: Model, *, weights: bool) -> Path:
@@ -54,7 +66,7 @@ def _snapshot(model: Model, *, weights: bool) -> Path:
     try:
         return Path(snapshot_download(model.base, revision=model.revision, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many kinds, by what is wrong on the way
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"model.base: {model.base} is not a local folder, and the hub did not give it "
             f"({reason}). Without a network, download it elsewhere and give its folder; a gated "

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -58,18 +59,35 @@ def say(text: str = "") -> None:
     sys.stdout.flush()
 
 
-def entry(command: Callable[[], object]) -> NoReturn:
-    """Run a command; end the process with 0, 2 for a user's mistake, 130 when interrupted."""
+def entry(command: Callable[..., object]) -> NoReturn:
+    """Run a click command; end the process with 0, 2 for a user's mistake, 130 when interrupted.
+
+    What else is raised is our own mistake: its traceback is shown, without secrets.
+    """
+    import click
+
     set_up_logging()
     try:
-        command()
+        command(standalone_mode=False) if isinstance(command, click.Command) else command()
     except UserError as error:
-        sys.stderr.write(f"error: {redact(str(error))}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
+        _end(f"error: {error}", 2)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        _end((context.get_usage() + "\n" if context else "") + f"error: {error.message}", 2)
+    except (KeyboardInterrupt, click.Abort):
+        _end("interrupted", 130)
+    except BrokenPipeError:
+        # The reader has gone, as `| head` does; Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception:
+        _end(traceback.format_exc(), 1)
     sys.exit(0)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    sys.stderr.write(redact(message).rstrip() + "\n")
+    sys.exit(code)
 
 
 def human_seconds(seconds: float) -> str:

@@ -17,6 +17,8 @@ from pressroom.recipe import Recipe
 FORMAT_VERSION = 1
 """Raised whenever the same input would give other rows."""
 SPLITS = ("train", "held_out")
+IGNORE = -100
+"""The label of a token that carries no loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,11 @@ def article_files(recipe: Recipe) -> dict[str, Path]:
     files: dict[str, Path] = {}
     problems = []
     for pattern in recipe.data.articles:
-        found = _matches(pattern)
+        try:
+            found = _matches(pattern)
+        except ValueError as error:
+            problems.append(f"data.articles: {pattern}: {error}")
+            continue
         if not found:
             problems.append(f"data.articles: {pattern}: no such file (in {home().absolute()})")
         for path in found:
@@ -105,7 +111,7 @@ def _matches(pattern: str) -> list[Path]:
     return sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
 
 
-def spec_of(recipe: Recipe, tokenizer_sha256: str) -> dict[str, Any]:
+def spec_of(recipe: Recipe, tokenizer: str) -> dict[str, Any]:
     """Everything but the articles that decides a dataset's rows, by dotted key."""
     plain = recipe.to_dict()
     data = {key: value for key, value in plain["data"].items() if key != "articles"}
@@ -114,7 +120,7 @@ def spec_of(recipe: Recipe, tokenizer_sha256: str) -> dict[str, Any]:
         "prompt.format": recipe.prompt.format,
         "prompt.train_on": recipe.prompt.trains_on,
         "sequence_length": recipe.sequence_length,
-        "tokenizer": tokenizer_sha256,
+        "tokenizer": tokenizer,
         "prompt format version": prompts.VERSION,
         "dataset format version": FORMAT_VERSION,
     }
@@ -127,7 +133,7 @@ def hash_articles(files: dict[str, Path]) -> dict[str, str]:
 
 def dataset_key(spec: dict[str, Any], articles: dict[str, str]) -> str:
     """The hash in a dataset's name: 12 hex digits."""
-    return sha256_json([spec, sorted(articles.values())])[:12]
+    return sha256_json([spec, list(articles.values())])[:12]
 
 
 def dataset_folder(name: str, key: str) -> Path:

@@ -4,13 +4,17 @@ Knows nothing of what is in the files.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from pressroom.console import UserError
 
 
 def home() -> Path:
@@ -39,10 +43,15 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _partial(path: Path) -> Path:
+    """The name that a file or folder bears until it is complete."""
+    return path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
+
+
 def publish_text(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old text or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = _partial(path)
     partial.write_text(text, encoding="utf-8")
     _sync(partial)
     partial.replace(path)
@@ -58,31 +67,60 @@ def publish_json(path: Path, value: Any) -> None:
 def publish_folder(path: Path) -> Iterator[Path]:
     """Fill a folder under another name; it takes its own name when the block ends well.
 
-    A folder that stood there before is replaced. When the block raises, nothing is left.
+    A folder that stood there before is replaced. When the block raises, nothing is left; what a
+    killed process left, the next one here clears.
 
     Yields:
         The folder to write into, empty.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    for left in path.parent.glob(f".{path.name}.partial-{socket.gethostname()}-*"):
+        if not _is_alive(int(left.name.rpartition("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
+    partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         yield partial
-        for file in partial.rglob("*"):
-            _sync(file)
-        _sync(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     replace_folder(partial, path)
 
 
+def _is_alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def replace_folder(new: Path, path: Path) -> None:
     """Give a complete folder its name, taking the place of one that bore it."""
+    for file in [*new.rglob("*"), new]:
+        _sync(file)
     old = path.with_name(f".{path.name}.old-{os.getpid()}")
     if path.exists():
         path.replace(old)
     new.replace(path)
     _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def lock(path: Path, what: str) -> Iterator[None]:
+    """Hold a file's lock for as long as the block runs; the system frees it when a holder dies.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{what}: another process is at it (it holds {path})") from None
+        yield

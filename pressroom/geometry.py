@@ -46,8 +46,9 @@ class Geometry:
     @classmethod
     def from_config(cls, config: dict[str, Any], name: str = "config.json") -> "Geometry":
         """The geometry that a Llama's config.json describes."""
-        if config.get("model_type") != "llama":
-            raise UserError(f"{name}: model_type is {config.get('model_type')!r}, not 'llama'")
+        kind = config.get("model_type") if isinstance(config, dict) else None
+        if kind != "llama":
+            raise UserError(f"{name}: model_type is {kind!r}, not 'llama'")
         try:
             heads = config["num_attention_heads"]
             return cls(
@@ -62,6 +63,8 @@ class Geometry:
             )
         except KeyError as error:
             raise UserError(f"{name}: has no {error}") from None
+        except (TypeError, ZeroDivisionError) as error:
+            raise UserError(f"{name}: not a Llama's config: {error}") from None
 
     @property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:

@@ -36,9 +36,9 @@ from pressroom.sections import (
 
 
 def _one_compute_dtype(quantization: Quantization | None, memory: Memory) -> Problems:
-    """Half precision computes in one dtype; a second would be cast at every linear layer."""
+    """A model computes in one dtype: bitsandbytes would cast to a second at every linear layer."""
     dtype = DTYPES[memory.precision]
-    if quantization and memory.precision != "fp32" and quantization.compute_dtype != dtype:
+    if quantization and quantization.compute_dtype != dtype:
         yield (
             "quantization.compute_dtype",
             f"{quantization.compute_dtype} with memory.precision {memory.precision}: must be "
@@ -77,7 +77,7 @@ class Recipe:
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Names `data/NAME-HASH` and `runs/NAME/`."""
-    seed: Annotated[int, Field(ge=0)] = 17
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 17
     """Of the adapters' start, the order of rows and dropout; the held-out split never changes."""
     model: Model
     data: Data

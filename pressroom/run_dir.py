@@ -79,10 +79,16 @@ class RunDir:
         """
         if not self.environment.is_file():
             raise UserError(f"{self.path}: training has not begun")
-        folder = Path(json.loads(self.environment.read_text(encoding="utf-8"))["dataset"])
+        facts = json.loads(self.environment.read_text(encoding="utf-8"))
+        folder: Path = self.path.parents[2] / facts["dataset"]  # home/runs/NAME/STAMP
         if not folder.is_dir():
             raise UserError(f"{self.path}: its dataset {folder} is gone")
         return folder
+
+    @property
+    def lock(self) -> Path:
+        """Held while a process trains here."""
+        return self.path / ".lock"
 
     @property
     def metrics(self) -> Path:

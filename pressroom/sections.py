@@ -102,7 +102,9 @@ class Lora(Section):
     """The adapters' output is scaled by alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapters' input."""
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "all-linear"
+    )
     """Which linear layers get an adapter; the output head never does."""
 
 
@@ -124,25 +126,25 @@ class Batch(Section):
                 f"{self.global_batch_size}",
             )
 
+    def divides_over(self, world_size: int) -> bool:
+        """Whether the global batch is the same on that many ranks."""
+        return self.global_batch_size % (self.micro_batch_size * world_size) == 0
+
     def gradient_accumulation_steps(self, world_size: int) -> int:
         """Micro-steps of one optimizer step on each rank.
 
         Raises:
             UserError: The global batch does not divide over the ranks.
         """
-        steps, rest = divmod(self.global_batch_size, self.micro_batch_size * world_size)
-        if rest or not steps:
-            fits = [
-                str(n)
-                for n in range(1, self.global_batch_size // self.micro_batch_size + 1)
-                if self.global_batch_size % (self.micro_batch_size * n) == 0
-            ]
+        if not self.divides_over(world_size):
+            most = self.global_batch_size // self.micro_batch_size
+            fits = [str(n) for n in range(1, most + 1) if self.divides_over(n)]
             raise UserError(
                 f"batch.global_batch_size: {self.global_batch_size} rows in micro-batches of "
                 f"{self.micro_batch_size} do not divide over {world_size} ranks; "
                 f"world sizes that fit: {', '.join(fits)}"
             )
-        return steps
+        return self.global_batch_size // (self.micro_batch_size * world_size)
 
     def arithmetic(self, world_size: int, sequence_length: int) -> str:
         """The batch in one line, as printed before the first step."""
@@ -232,5 +234,5 @@ class Generation(Section):
     """How many held-out titles get a description."""
     max_new_tokens: Positive = 128
     """Where a text that does not end by itself is cut."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     """0 takes the likeliest token each time."""

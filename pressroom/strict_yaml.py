@@ -63,7 +63,10 @@ class _Source:
             mark = getattr(error, "problem_mark", None)
             where = place or (f"{name}:{mark.line + 1}" if mark else name)
             raise UserError(f"{where}: not YAML: {getattr(error, 'problem', error)}") from None
-        return None if node is None else self._value(node, at, name, place)
+        try:
+            return None if node is None else self._value(node, at, name, place)
+        except RecursionError:
+            raise UserError(f"{place or name}: an alias inside what it stands for") from None
 
     def _value(self, node: yaml.Node, key: Key, name: str, place: str | None) -> Any:
         where = place or f"{name}:{node.start_mark.line + 1}"
@@ -75,7 +78,12 @@ class _Source:
         convert = _SCALARS.get(node.tag)
         if convert is None:
             self.problems.append((where, f"{dotted(key)}: the tag {node.tag} is not allowed"))
-        return convert(node.value) if convert else None
+            return None
+        try:
+            return convert(node.value)
+        except ValueError as error:
+            self.problems.append((where, f"{dotted(key)}: {error}"))
+            return None
 
     def _mapping(self, node: yaml.MappingNode, key: Key, name: str, place: str | None) -> Any:
         values: dict[str, Any] = {}

@@ -39,14 +39,17 @@ class ArticleTokenizer:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise UserError(f"model.base: {folder} has no tokenizer.json")
-        self.sha256 = sha256_file(path)
-        self._tokenizer = Tokenizer.from_file(str(path))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        except Exception as error:  # the tokenizers library raises nothing more particular
+            raise UserError(f"model.base: {folder} has no readable tokenizer: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         self.bos_id = self._special(config, "bos_token", folder)
         self.eos_id = self._special(config, "eos_token", folder)
+        self.fingerprint = f"{sha256_file(path)} bos {self.bos_id} eos {self.eos_id}"
 
     def _special(self, config: dict[str, Any], name: str, folder: Path) -> int:
         token = config.get(name)

@@ -1,6 +1,6 @@
 """Cleaning, reading and dividing articles: every line is an article or a listed reject."""
 
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +28,12 @@ from pressroom.console import UserError
         ("  a\n\tb\u00a0c\u200bd ", "a b cd"),
         ("nul\x00and \ud800 lone", "nuland lone"),
         ("", ""),
+        ("a \ud800 <b>x</b>", "a x"),
+        ("Tom &amp;amp; Jerry", "Tom & Jerry"),
+        ("&amp;lt;script&amp;gt;no&amp;lt;/script&amp;gt; <p>x</p>", "x"),
+        ("x<y and y>z", "x<y and y>z"),
+        ("prices <a lot of text", "prices <a lot of text"),
+        ("a<!-- no -->b <A HREF='x>y'>c</A>", "ab c"),
     ],
 )
 def test_preprocess_text(raw: str, clean: str) -> None:
@@ -38,7 +44,7 @@ def test_lower_case() -> None:
     assert preprocess_text("ÉTÉ News", lower_case=True) == "été news"
 
 
-@given(st.text())
+@given(st.text(st.characters(exclude_categories=[])) | st.text("<>/&;ab! pltgm#\ud800"))
 def test_cleaned_text_is_one_line_of_utf8(text: str) -> None:
     cleaned = preprocess_text(text)
     assert cleaned == " ".join(cleaned.split())
@@ -104,6 +110,12 @@ def test_a_file_without_one_good_article_is_an_error(tmp_path: Path) -> None:
         read(path)
 
 
+def test_a_byte_order_mark_costs_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"title": "T", "description": "D"}', encoding="utf-8-sig")
+    assert isinstance(read(path)[0], Article)
+
+
 def test_unknown_kind_of_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"known: .jsonl, .ndjson, .parquet"):
         read(tmp_path / "a.csv")
@@ -116,6 +128,30 @@ def test_parquet_reads_as_jsonl_does(tmp_path: Path) -> None:
     from_parquet, from_jsonl = read(tmp_path / "a.parquet"), read(tmp_path / "a.jsonl")
     assert [a.id for a in from_parquet] == [a.id for a in from_jsonl]
     assert all(isinstance(a, Article) for a in from_parquet)
+
+
+def test_parquet_with_days_and_broken_text(tmp_path: Path) -> None:
+    broken = pa.StringArray.from_buffers(
+        2, pa.py_buffer(b"\0\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"ok\xff")
+    )
+    days = pa.array([datetime(2026, 1, 2), datetime(2026, 1, 3)], pa.timestamp("us"))
+    columns = {"title": broken, "description": ["D", "D"], "published_at": days}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    first, second = read(tmp_path / "a.parquet")
+    assert isinstance(first, Article)
+    assert first.published_at == "2026-01-02T00:00:00"
+    assert isinstance(second, Reject)
+    assert (second.source, second.cause) == ("a.parquet:2", "not UTF-8")
+
+
+def test_damaged_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(invented_articles(500)), path, compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[200:1200] = b"\xff" * 1000
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a.parquet: damaged behind row"):
+        read(path)
 
 
 @pytest.mark.parametrize(

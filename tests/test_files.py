@@ -1,10 +1,13 @@
 """Files are complete or invisible."""
 
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from pressroom.files import publish_folder, publish_json, publish_text
+from pressroom.console import UserError
+from pressroom.files import lock, publish_folder, publish_json, publish_text
 
 
 def test_publish_text_replaces_whole_files(tmp_path: Path) -> None:
@@ -42,3 +45,26 @@ def test_failure_leaves_the_old_folder(tmp_path: Path) -> None:
 def test_json_is_utf8(tmp_path: Path) -> None:
     publish_json(tmp_path / "a.json", {"title": "été"})
     assert "été" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
+    host = socket.gethostname()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f".out.partial-{host}-{dead.pid}").mkdir()
+    (tmp_path / f".out.partial-{host}-1").mkdir()
+    (tmp_path / ".out.partial-elsewhere-7").mkdir()
+    with publish_folder(tmp_path / "out"):
+        pass
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left == {"out", f".out.partial-{host}-1", ".out.partial-elsewhere-7"}
+
+
+def test_a_lock_is_held_once(tmp_path: Path) -> None:
+    def hold() -> None:
+        with lock(tmp_path / "l", "run"):
+            pass
+
+    with lock(tmp_path / "l", "run"), pytest.raises(UserError, match="run: another process"):
+        hold()
+    hold()

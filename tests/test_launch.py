@@ -2,17 +2,20 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from training import adapter, losses, metrics, train
 
 from data_prep.prepare import prepare
 from launch import local, stages
+from pressroom.console import UserError
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 
@@ -28,6 +31,12 @@ def pressroom(*arguments: str, code: int = 0) -> str:
     assert done.returncode == code, output
     assert code == 0 or "Traceback" not in output, output
     return output
+
+
+def descendants(process_id: int) -> list[int]:
+    """A process and all that it started."""
+    parent = psutil.Process(process_id)
+    return [process_id, *(child.pid for child in parent.children(recursive=True))]
 
 
 def test_gpus_are_those_a_process_would_see(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,13 +62,47 @@ def test_train_command_on_a_cpu(make_recipe) -> None:
     run, dataset = RunDir(Path("runs/x")), Path("data/d")
     command = local.train_command(recipe, run, dataset, num_gpus=0, num_cpus=2)
     assert "--cpu" in command
-    assert "--config_file" not in command
+    assert command[command.index("--config_file") + 1].endswith("accelerate_configs/single.yaml")
+
+
+def test_a_user_own_accelerate_default_has_no_say(make_recipe) -> None:
+    recipe, run = make_recipe(), RunDir(Path("runs/x"))
+    command = local.train_command(recipe, run, Path("data/d"), num_gpus=1, num_cpus=2)
+    assert command[command.index("--config_file") + 1].endswith("single.yaml")
+    assert "--cpu" not in command
+
+
+def test_nvidia_smi_is_counted_by_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: RTX 3080 Laptop GPU (UUID: GPU-1)'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert local.count_gpus() == 1
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert local.count_gpus() == 0
+
+
+def test_only_as_many_gpus_as_the_batch_divides_over(make_recipe, caplog) -> None:
+    recipe = make_recipe(batch={"global_batch_size": 12, "micro_batch_size": 2})
+    assert [local.num_ranks(recipe, n) for n in (1, 2, 3, 4, 5, 8)] == [1, 2, 3, 3, 3, 6]
+    assert "using 6 of 8 GPUs" in caplog.text
+
+
+def test_what_only_a_gpu_can_is_told_together(make_recipe) -> None:
+    recipe = make_recipe(
+        memory={"precision": "fp16"},
+        quantization={"compute_dtype": "float16", "storage_dtype": "float16"},
+        optimizer={"name": "paged_adamw_32bit", "num_steps": 1},
+    )
+    with pytest.raises(UserError, match=r"fp16 needs a GPU.*\n.*pages from a GPU"):
+        local.train_command(recipe, RunDir(Path("x")), Path("d"), num_gpus=0, num_cpus=2)
 
 
 def test_what_this_machine_cannot_do_is_said_before_any_work(make_recipe, home: Path) -> None:
     make_recipe()
     output = pressroom("run", "recipe.yaml", "parallel.strategy=fsdp", code=2)
-    assert "parallel.strategy: fsdp shards over GPUs, and this machine has none" in output
+    assert "this machine has no GPU:\nparallel.strategy: fsdp shards over GPUs" in output
     assert not (home / "data").exists()
     assert not (home / "runs").exists()
 
@@ -101,8 +144,15 @@ def test_the_chain_runs_skips_and_redoes_only_what_changed(make_recipe, home: Pa
     assert text.startswith("city!")
 
 
-def test_keys_follow_what_a_stage_reads(make_recipe, home: Path) -> None:
+def test_keys_follow_what_a_stage_reads(make_recipe, home: Path, tiny_model: Path) -> None:
     make_recipe()
+
+    # The same shape and size, other weights.
+    shutil.copytree(tiny_model, home / "other")
+    weights = home / "other" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-100] ^= 1
+    weights.write_bytes(data)
 
     def keys(*overrides: str) -> stages.Keys:
         return stages.stage_keys(Recipe.load("recipe.yaml", overrides))
@@ -117,6 +167,12 @@ def test_keys_follow_what_a_stage_reads(make_recipe, home: Path) -> None:
         {base.train, base.evaluate, base.merge}
     )
     assert keys("data.lower_case=true").dataset != base.dataset
+    assert keys("model.base=./other").train != base.train
+    assert keys("model.base=./other").dataset == base.dataset
+    (home / "other" / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "eos_token": "<unk>"})
+    )
+    assert keys("model.base=./other").dataset != base.dataset
     with (home / "articles.jsonl").open("a") as file:
         file.write(json.dumps({"title": "New", "description": "One more."}) + "\n")
     assert keys().dataset != base.dataset
@@ -139,7 +195,8 @@ def test_a_killed_training_goes_on_where_it_was(make_recipe, home: Path) -> None
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    for group in {os.getpgid(child) for child in descendants(process.pid)}:
+        os.killpg(group, signal.SIGKILL)
     process.wait()
     killed = next(r for r in RunDir.all("tiny") if r.path.name != undisturbed.path.name)
     assert not killed.adapter.exists()
@@ -149,6 +206,34 @@ def test_a_killed_training_goes_on_where_it_was(make_recipe, home: Path) -> None
     assert len(metrics(killed)) == 200
     a, b = adapter(killed), adapter(undisturbed)
     assert all(bool((a[name] == b[name]).all()) for name in a)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ending_the_command_ends_the_training(
+    make_recipe, home: Path, number: signal.Signals, code: int
+) -> None:
+    make_recipe()
+    process = subprocess.Popen(
+        [PRESSROOM, "train", "recipe.yaml", "optimizer.num_steps=100000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list((home / "runs" / "tiny").glob("*/metrics.jsonl")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    children = descendants(process.pid)[1:]
+    assert len(children) >= 2
+    process.send_signal(number)
+    assert process.wait(60) == code
+    assert process.stderr is not None
+    process.stderr.close()
+    _, alive = psutil.wait_procs(
+        [psutil.Process(c) for c in children if psutil.pid_exists(c)], timeout=20
+    )
+    assert not alive
 
 
 def test_two_ranks_by_hand_are_ddp_and_lose_as_one(make_recipe, home: Path) -> None:

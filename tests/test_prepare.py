@@ -133,6 +133,7 @@ def test_a_failed_preparation_leaves_nothing(make_recipe, home: Path) -> None:
         ({"e.jsonl": ""}, ["e.jsonl"], "e.jsonl: is empty"),
         ({}, ["none.jsonl", "*.parquet"], "none.jsonl: no such file.*\n.*parquet: no such file"),
         ({}, ["."], "is not a file"),
+        ({}, ["data/**.jsonl"], "data.articles: data/\\*\\*.jsonl: Invalid pattern"),
     ],
 )
 def test_missing_and_empty_files_are_told_together(

@@ -100,6 +100,9 @@ def test_missing_keys_are_named(tmp_path: Path) -> None:
     [
         ("a: [1", "r.yaml:1: not YAML: expected ',' or ']', but got '<stream end>'"),
         ("- 1\n", "r.yaml:1: must be a mapping of `key: value`"),
+        ("model: &a {base: *a}\n", "r.yaml: an alias inside what it stands for"),
+        (f"seed: {'9' * 5000}\n", "r.yaml:1: seed: Exceeds the limit"),
+        ("seed: 4294967296\n", "r.yaml:1: seed: must be less than 4294967296"),
         ("name: !!python/object x\n", "the tag tag:yaml.org,2002:python/object is not allowed"),
     ],
 )

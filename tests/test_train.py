@@ -5,9 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import invented_articles
 from training import adapter, losses, metrics, tensors, train
+from transformers import modeling_utils
 
+from generate import held_out
 from pressroom.console import UserError
+from pressroom.dataset import IGNORE
+from pressroom.files import lock
+from pressroom.nn.loss import token_nll
+from pressroom.nn.nf4 import load_base
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from train import checkpoint, model, trainer
@@ -119,10 +126,21 @@ def test_micro_batches_of_any_size_give_the_same_step(make_recipe) -> None:
             assert a["tokens"] == b["tokens"]
 
 
-def test_activation_checkpointing_changes_nothing(make_recipe) -> None:
+def test_activation_checkpointing_changes_nothing(make_recipe, monkeypatch) -> None:
     make_recipe()
+    calls = []
+    original = modeling_utils.checkpoint
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(modeling_utils, "checkpoint", counted)
     plain = losses(train())
-    assert losses(train("memory.activation_checkpointing=full")) == pytest.approx(plain, abs=1e-6)
+    assert not calls
+    checkpointed = losses(train("memory.activation_checkpointing=full"))
+    assert len(calls) == 6 * 2 * 2  # steps, micro-steps, layers
+    assert checkpointed == pytest.approx(plain, abs=1e-6)
 
 
 def test_lora_without_quantization(make_recipe) -> None:
@@ -135,6 +153,58 @@ def test_a_loss_that_is_not_a_number_stops_the_run(make_recipe) -> None:
     make_recipe()
     with pytest.raises(UserError, match=r"the loss of step \d is nan"):
         train("optimizer.learning_rate=1e30", "optimizer.max_grad_norm=0")
+
+
+def test_a_gradient_that_is_not_a_number_stops_the_run(make_recipe, monkeypatch) -> None:
+    make_recipe()
+    infinite = torch.tensor(float("inf"))
+    monkeypatch.setattr(trainer.RecipeTrainer, "_clip_grad_norm", lambda self, model: infinite)
+    with pytest.raises(UserError, match="the grad_norm of step 1 is inf"):
+        train()
+    assert not list(Path("runs").glob("*/*/adapter"))
+
+
+def test_two_processes_do_not_train_one_run(make_recipe, home: Path) -> None:
+    recipe = make_recipe()
+    run = RunDir.create(recipe)
+    with lock(run.lock, "run"), pytest.raises(UserError, match="another process is at it"):
+        train(run=run)
+    train(run=run)
+
+
+def test_a_line_cut_by_a_kill_is_dropped(make_recipe) -> None:
+    make_recipe()
+    run = train("optimizer.num_steps=4", "checkpoint.every_steps=2")
+    complete = run.metrics.read_text()
+    run.metrics.write_text(complete[:-30])
+    shutil.rmtree(run.checkpoint(4))
+    train("optimizer.num_steps=4", "checkpoint.every_steps=2", run=run)
+    assert [row["step"] for row in metrics(run)] == [1, 2, 3, 4]
+
+
+def test_going_on_from_the_last_step_only_publishes(make_recipe) -> None:
+    make_recipe()
+    run = train("optimizer.num_steps=4", "checkpoint.every_steps=4")
+    before = adapter(run)
+    shutil.rmtree(run.adapter)
+    train("optimizer.num_steps=4", "checkpoint.every_steps=4", run=run)
+    assert all(torch.equal(before[name], tensor) for name, tensor in adapter(run).items())
+    assert len(metrics(run)) == 4
+
+
+def test_held_out_loss_is_the_mean_over_trained_tokens(make_recipe, tiny_model: Path) -> None:
+    make_recipe(
+        articles=invented_articles(200), batch={"global_batch_size": 3, "micro_batch_size": 3}
+    )
+    options = ("optimizer.num_steps=1", "evaluation.every_steps=1", "optimizer.learning_rate=1e-9")
+    run = train(*options)
+    base = load_base(tiny_model, run.load_recipe().quantization, "fp32", torch.device("cpu"))
+    total = count = 0.0
+    for _, ids, labels in held_out.batches(held_out.tokens(run.dataset), 4, torch.device("cpu")):
+        total += float(token_nll(base, ids, labels).sum())
+        count += int((labels[:, 1:] != IGNORE).sum())
+    (found,) = [row["eval_loss"] for row in metrics(run) if "eval_loss" in row]
+    assert found == pytest.approx(total / count, abs=1e-5)
 
 
 def test_a_dataset_is_found_or_the_difference_is_told(make_recipe) -> None:
@@ -194,6 +264,7 @@ def test_the_rows_of_a_step_do_not_depend_on_the_ranks(make_recipe, world_size: 
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_fp16_trains_on_a_gpu(make_recipe) -> None:
     make_recipe()
     run = train(

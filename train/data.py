@@ -15,9 +15,8 @@ import numpy as np
 from datasets import Dataset, load_from_disk
 from torch.utils.data import Sampler
 
+from pressroom.dataset import IGNORE
 from pressroom.recipe import Recipe
-
-IGNORE = -100
 
 
 def load_rows(folder: Path, split: str) -> Dataset:

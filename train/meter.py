@@ -5,16 +5,19 @@ FLOP/s/GPU and peak memory; an evaluation adds a row with `eval_loss`. Only rank
 nothing of how steps are made.
 """
 
+import contextlib
 import json
 import math
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
 from pressroom.console import Progress, UserError
+from pressroom.files import publish_text
 from pressroom.geometry import Geometry
 from pressroom.run_dir import RunDir
 
@@ -41,23 +44,27 @@ class Meter(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Drop rows of steps that will be done again; open the progress line."""
+        self._step_start = time.perf_counter()
         if not state.is_world_process_zero:
             return
         if self._run.metrics.is_file():
-            rows = self._run.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [row for row in rows if json.loads(row)["step"] <= state.global_step]
-            self._run.metrics.write_text("".join(kept), encoding="utf-8")
+            publish_text(self._run.metrics, _rows_until(self._run.metrics, state.global_step))
         self._progress = Progress("train", state.max_steps, "step", done=state.global_step)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock: evaluating and saving do not count as a step."""
-        self._step_start = time.perf_counter()
-
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop the clock."""
+        """Stop the clock: a step is the fetching of its rows and all that follows."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self._step_seconds = time.perf_counter() - self._step_start
+        self._step_start = time.perf_counter()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock anew: evaluating does not count as a step."""
+        self._step_start = time.perf_counter()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock anew: saving does not count as a step."""
+        self._step_start = time.perf_counter()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
@@ -65,7 +72,7 @@ class Meter(TrainerCallback):
         """Write the row of a step or of an evaluation.
 
         Raises:
-            UserError: The loss is no longer a number.
+            UserError: The loss or the gradient is no longer a number.
         """
         if not state.is_world_process_zero:
             return
@@ -75,7 +82,7 @@ class Meter(TrainerCallback):
             return
         tokens = logs["tokens"]
         per_gpu = tokens / self._step_seconds / self._world_size
-        row = {
+        row: dict[str, Any] = {
             "step": state.global_step,
             "loss": logs["loss"],
             "learning_rate": logs["learning_rate"],
@@ -87,11 +94,14 @@ class Meter(TrainerCallback):
             "peak_memory_gib": round(_peak_memory_gib(), 3),
         }
         self._write(row)
-        if not math.isfinite(logs["loss"]):
-            raise UserError(
-                f"the loss of step {state.global_step} is {logs['loss']}: lower "
-                "optimizer.learning_rate, or look at the data of this step"
-            )
+        # fp16's gradient scaler tries large scales: it skips the steps that overflow.
+        watched = ("loss",) if args.fp16 else ("loss", "grad_norm")
+        for name in watched:
+            if not math.isfinite(row[name] or 0.0):
+                raise UserError(
+                    f"the {name} of step {state.global_step} is {row[name]}: lower "
+                    "optimizer.learning_rate, or look at the data of this step"
+                )
         if self._progress:
             speed = f"{tokens / self._step_seconds:,.0f} tokens/s"
             self._progress.advance(loss=f"{logs['loss']:.3f}", at=speed)
@@ -104,6 +114,16 @@ class Meter(TrainerCallback):
     def _write(self, row: dict[str, Any]) -> None:
         with self._run.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def _rows_until(path: Path, last_step: int) -> str:
+    """The rows of steps up to one; a line that a kill cut short is none."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        with contextlib.suppress(ValueError):
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line)
+    return "".join(kept)
 
 
 def _peak_memory_gib() -> float:

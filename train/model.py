@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from pressroom.files import home
 from pressroom.nn.nf4 import load_base
 from pressroom.recipe import Recipe
 from pressroom.sections import Lora
@@ -24,7 +25,12 @@ def build(recipe: Recipe, folder: Path, device: torch.device) -> PeftModel:
     base = load_base(folder, recipe.quantization, recipe.memory.precision, device)
     base.config.use_cache = False
     torch.manual_seed(recipe.seed)
-    return get_peft_model(base, lora_config(recipe.lora)).train()
+    model = get_peft_model(base, lora_config(recipe.lora))
+    # The adapter says which base it is for: a hub id, or a path that holds from anywhere.
+    is_local = (home() / recipe.model.base).is_dir()
+    name = str(folder.absolute()) if is_local else recipe.model.base
+    model.peft_config["default"].base_model_name_or_path = name
+    return model.train()
 
 
 def lora_config(lora: Lora) -> LoraConfig:

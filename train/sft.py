@@ -11,6 +11,7 @@
 
 import os
 import platform
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 from pressroom import dataset
 from pressroom.base_model import model_folder
 from pressroom.console import entry, log
-from pressroom.files import publish_json, replace_folder
+from pressroom.files import lock, publish_json, replace_folder
 from pressroom.geometry import Geometry
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
@@ -62,12 +63,20 @@ def fine_tune(recipe: Recipe, run_path: str | None, dataset_path: str | None) ->
     """
     ranks = PartialState(cpu=not torch.cuda.is_available())
     folder = model_folder(recipe.model)
-    spec = dataset.spec_of(recipe, ArticleTokenizer(folder).sha256)
+    spec = dataset.spec_of(recipe, ArticleTokenizer(folder).fingerprint)
     rows_folder = Path(dataset_path) if dataset_path else dataset.find(recipe, spec)
     manifest = dataset.check(rows_folder, spec)
     if ranks.is_main_process:
         dataset.verify_shards(rows_folder, manifest)
     run = _agree_on_run(recipe, run_path, ranks)
+    with lock(run.lock, str(run.path)) if ranks.is_main_process else nullcontext():
+        _train(recipe, run, folder, rows_folder, ranks)
+    return run
+
+
+def _train(
+    recipe: Recipe, run: RunDir, folder: Path, rows_folder: Path, ranks: PartialState
+) -> None:
     if ranks.is_main_process:
         publish_json(
             run.environment,
@@ -76,9 +85,9 @@ def fine_tune(recipe: Recipe, run_path: str | None, dataset_path: str | None) ->
         log.info("%s, on %s", run.path, rows_folder)
         log.info(recipe.batch.arithmetic(ranks.num_processes, recipe.sequence_length))
 
-    arguments = trainer.training_arguments(recipe, run, ranks.num_processes, manifest.rows("train"))
-    model = model_builder.build(recipe, folder, ranks.device)
     rows = {split: data.load_rows(rows_folder, split) for split in dataset.SPLITS}
+    arguments = trainer.training_arguments(recipe, run, ranks.num_processes, len(rows["train"]))
+    model = model_builder.build(recipe, folder, ranks.device)
     meter = Meter(run, Geometry.of(folder), recipe.sequence_length, ranks.num_processes)
     fine_tuning = trainer.build(recipe, run, arguments, model, folder, rows, meter)
     resume = checkpoint.newest(run)
@@ -91,7 +100,6 @@ def fine_tune(recipe: Recipe, run_path: str | None, dataset_path: str | None) ->
         replace_folder(partial, run.adapter)
         log.info("adapter: %s", run.adapter)
     ranks.wait_for_everyone()
-    return run
 
 
 def _agree_on_run(recipe: Recipe, run_path: str | None, ranks: PartialState) -> RunDir:

@@ -12,12 +12,13 @@ from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer, TrainerControl
 from trl import SFTConfig, SFTTrainer
-from trl.trainer.utils import add_fused_lm_head
 
+from pressroom.dataset import IGNORE
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
+from pressroom.tokenizer import ArticleTokenizer
 from train import checkpoint
-from train.data import IGNORE, RankBatches, num_steps, rank_batch
+from train.data import RankBatches, num_steps, rank_batch
 from train.meter import Meter
 from train.model import adapters_to_fp32
 
@@ -81,11 +82,10 @@ def build(
 ) -> "RecipeTrainer":
     """The trainer of a run, ready for `train`."""
     # TRL wants a tokenizer for its padding token; packed rows are never padded or decoded.
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(tokenizer_folder / "tokenizer.json"), pad_token="<pad>"
-    )
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(tokenizer, name, getattr(model.config, name, None))
+    special = ArticleTokenizer(tokenizer_folder)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_folder / "tokenizer.json"))
+    tokenizer.bos_token_id, tokenizer.eos_token_id = special.bos_id, special.eos_id
+    tokenizer.pad_token_id = special.eos_id
     trainer = RecipeTrainer(
         model=model,
         args=arguments,
@@ -96,25 +96,13 @@ def build(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.recipe, trainer.run = recipe, run
-    _loss_alone(model)
     if recipe.parallel.strategy != "fsdp":
         adapters_to_fp32(trainer.model)
     return trainer
 
 
-def _loss_alone(model: PeftModel) -> None:
-    """Have TRL's head compute log-probabilities only.
-
-    By default it computes entropy and accuracy too, and the trainer fetches them from the device
-    in every micro-step: on a CPU with a vocabulary of 49,152, half of a step's time.
-    """
-    causal = model.get_base_model()
-    del causal.forward
-    add_fused_lm_head(causal, outputs=("log_probs",))
-
-
 class RecipeTrainer(SFTTrainer):
-    """SFTTrainer that weighs tokens alike, saves atomically and waits for nothing."""
+    """SFTTrainer that weighs tokens alike, orders rows by itself and saves atomically."""
 
     recipe: Recipe
     run: RunDir
@@ -192,7 +180,7 @@ class RecipeTrainer(SFTTrainer):
         return metrics
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        # Not TRL's, which adds a model card.
+        # Not TRL's, which adds a model card of its own.
         Trainer._save_checkpoint(self, model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:

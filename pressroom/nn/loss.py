@@ -3,7 +3,8 @@
 import torch
 from transformers import PreTrainedModel
 
-IGNORE = -100
+from pressroom.dataset import IGNORE
+
 _CHUNK_TOKENS = 1024
 
 

@@ -27,10 +27,15 @@ def generate(
     Returns:
         The new ids of each prompt; eos is the last of them where a text ended by itself.
     """
+    if not prompts:
+        return []
     longest = max(map(len, prompts))
     ids = [[eos_id] * (longest - len(p)) + list(p) for p in prompts]
     mask = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
-    sampling = {"temperature": temperature, "top_k": 0} if temperature else {}
+    # What the model's own generation_config.json says of these does not count.
+    plain = {"repetition_penalty": 1.0, "num_beams": 1}
+    if temperature:
+        plain |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
     output = model.generate(
         input_ids=torch.tensor(ids, device=model.device),
         attention_mask=torch.tensor(mask, device=model.device),
@@ -39,7 +44,7 @@ def generate(
         do_sample=temperature > 0,
         eos_token_id=eos_id,
         pad_token_id=eos_id,
-        **sampling,
+        **plain,
     )
     return [_cut(new, eos_id) for new in output[:, longest:].tolist()]
 
