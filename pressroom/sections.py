@@ -199,7 +199,7 @@ class Memory(Section):
     """What is traded for memory."""
 
     precision: Precision = "bf16"
-    """What the model computes in; the adapters are updated in fp32 (under fsdp in bf16)."""
+    """What the model computes in; the adapters are kept and updated in fp32."""
     activation_checkpointing: Literal["none", "full"] = "none"
     """Whether decoder layers are computed again in the backward pass."""
 

@@ -29,7 +29,8 @@ def training_arguments(recipe: Recipe, run: RunDir, world_size: int, num_rows: i
     Made before the model is loaded: how it loads can depend on it.
     """
     optimizer, precision = recipe.optimizer, recipe.memory.precision
-    # FSDP computes in the dtype of the parameters: its own mixed precision rounds the loss.
+    # Asked for bf16, accelerate gives FSDP a policy that rounds parameters, gradients and outputs,
+    # the loss among them: there the trainer opens autocast by itself.
     autocast = recipe.parallel.strategy != "fsdp"
     return SFTConfig(
         output_dir=str(checkpoint.scratch(run)),
@@ -96,8 +97,7 @@ def build(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.recipe, trainer.run = recipe, run
-    if recipe.parallel.strategy != "fsdp":
-        adapters_to_fp32(trainer.model)
+    adapters_to_fp32(trainer.model)
     return trainer
 
 
@@ -130,13 +130,19 @@ class RecipeTrainer(SFTTrainer):
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Sum of NLL over the trained tokens of the whole step, on all ranks."""
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        with self._fsdp_autocast():
+            outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         nll = -outputs.log_probs.sum()
         if num_items_in_batch is None:
             return nll / outputs.label_mask.sum().clamp(min=1)
         self._tokens += inputs["input_ids"].numel()
         # DDP averages gradients over ranks, each of which has divided by the tokens of all.
         return nll / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
+
+    def _fsdp_autocast(self) -> torch.autocast:
+        """Autocast where accelerate gives none: the same arithmetic under every strategy."""
+        own = self.recipe.parallel.strategy == "fsdp" and self.recipe.memory.precision == "bf16"
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=own)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the step's tokens over all ranks to its row."""

@@ -1,0 +1,111 @@
+"""Run a function on several ranks of this machine's CPU, as `accelerate launch` would.
+
+One server process imports the stack once and forks every rank from it: a run of two ranks costs
+two to three seconds, a fresh launch ten more. The environment of a rank is made by accelerate's
+own launcher from the strategy's YAML.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from importlib import resources
+from multiprocessing.connection import Connection
+from typing import Any
+
+TIMEOUT_SECONDS = 180
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["ranks_preload"])
+
+
+def run_ranks(
+    strategy: str, function: Callable[..., Any], *arguments: Any, world_size: int = 2
+) -> list[Any]:
+    """What `function(*arguments)` returns on each rank.
+
+    Args:
+        strategy: Which of `accelerate_configs/` is in force.
+        function: At the top of a module, so that a rank finds it.
+        arguments: Picklable.
+        world_size: How many ranks.
+
+    Raises:
+        AssertionError: A rank failed or hung; its traceback is the message.
+    """
+    environment = launcher_environment(strategy, world_size)
+    ranks = []
+    for rank in range(world_size):
+        receiver, sender = _context.Pipe(duplex=False)
+        mine = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        process = _context.Process(target=_rank, args=(sender, mine, function, arguments))
+        process.start()
+        sender.close()
+        ranks.append((process, receiver))
+    results, failures = [], []
+    for number, (_, receiver) in enumerate(ranks):
+        failed, value = True, "died without a word, or hung"
+        if receiver.poll(TIMEOUT_SECONDS if not failures else 5):
+            with contextlib.suppress(EOFError):
+                failed, value = receiver.recv()
+        if failed:
+            failures.append(f"rank {number}: {value}")
+        results.append(value)
+    for process, _ in ranks:
+        if failures:
+            process.kill()
+        process.join(30)
+    assert not failures, "\n".join(failures)
+    return results
+
+
+def launcher_environment(strategy: str, world_size: int) -> dict[str, str]:
+    """The variables that accelerate's launcher gives to ranks for a strategy's YAML."""
+    from accelerate.commands import launch
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    config = resources.files("accelerate_configs") / f"{strategy}.yaml"
+    command = ["--config_file", str(config), "--num_machines", "1"]
+    command += ["--num_processes", str(world_size), "script.py"]
+    before = dict(os.environ)
+    arguments, defaults, from_config = launch._validate_launch_command(
+        launch.launch_command_parser().parse_args(command)
+    )
+    if arguments.use_deepspeed:
+        names = list(defaults.deepspeed_config)
+        arguments.deepspeed_fields_from_accelerate_config = ",".join(
+            [*names, "mixed_precision"] if from_config else names
+        )
+        _, made = prepare_deepspeed_cmd_env(arguments)
+    else:
+        made = prepare_multi_gpu_env(arguments)
+    assert dict(os.environ) == before
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {
+        **{name: value for name, value in made.items() if before.get(name) != value},
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+    }
+
+
+def _rank(
+    sender: Connection, environment: dict[str, str], function: Callable[..., Any], arguments: Any
+) -> None:
+    os.environ.update(environment)
+    import cpu_fsdp
+    import torch
+
+    torch.set_num_threads(1)
+    cpu_fsdp.install()
+    try:
+        sender.send((False, function(*arguments)))
+    except BaseException:
+        sender.send((True, traceback.format_exc()))
+    os._exit(0)  # without waiting for the other ranks' threads
