@@ -113,7 +113,9 @@ def run_to_end(command: Sequence[str]) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
 
-        before = {n: signal.signal(n, hand_on) for n in _HANDED_ON}
+        # What this process was started to ignore, by nohup or as a background job, it ignores.
+        heard = [n for n in _HANDED_ON if signal.getsignal(n) is not signal.SIG_IGN]
+        before = {n: signal.signal(n, hand_on) for n in heard}
         try:
             code = process.wait()
         finally:
