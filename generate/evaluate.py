@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from generate import held_out
 from generate.held_out import HeldOut
-from generate.tuned import device, load_tuned
+from generate.tuned import device, load_tuned, require_adapter
 from pressroom.base_model import model_folder
 from pressroom.console import Progress, UserError, entry, log, say
 from pressroom.dataset import IGNORE, Manifest
@@ -44,6 +44,7 @@ def evaluate(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     Raises:
         UserError: The tuned model without its adapter is not the base.
     """
+    require_adapter(run)
     articles = held_out.tokens(run.dataset)
     size, precision = recipe.evaluation.micro_batch_size, recipe.memory.precision
     folder = model_folder(recipe.model)

@@ -18,6 +18,16 @@ def device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def require_adapter(run: RunDir) -> None:
+    """Say before any work that a run is not finished.
+
+    Raises:
+        UserError: The run has no adapter yet.
+    """
+    if not run.adapter.is_dir():
+        raise UserError(f"{run.path}: has no adapter yet; training is not finished")
+
+
 def load_tuned(run: RunDir, recipe: Recipe, place: torch.device | None = None) -> PeftModel:
     """The base and the adapter, in eval mode; `disable_adapter()` gives the base.
 
@@ -29,8 +39,7 @@ def load_tuned(run: RunDir, recipe: Recipe, place: torch.device | None = None) -
     Raises:
         UserError: The run has no adapter yet.
     """
-    if not run.adapter.is_dir():
-        raise UserError(f"{run.path}: has no adapter yet; training is not finished")
+    require_adapter(run)
     folder = model_folder(recipe.model)
     base = load_base(folder, recipe.quantization, recipe.memory.precision, place or device())
     return PeftModel.from_pretrained(base, str(run.adapter)).eval()

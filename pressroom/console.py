@@ -80,6 +80,8 @@ def entry(command: Callable[..., object]) -> NoReturn:
         # The reader has gone, as `| head` does; Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        _end(f"error: {error}", 1)  # a disk, a permission: it names the file
     except Exception:
         _end(traceback.format_exc(), 1)
     sys.exit(0)
