@@ -3,6 +3,14 @@
 An article is a prompt, which is everything up to where its description begins, and an answer,
 which is the rest. Token ids are `pressroom/tokenizer.py`'s business: BOS and eos are added there,
 once. Articles are data: their text is never read as a template.
+
+A format of your own is one more entry of `FORMATS`:
+
+    "headline": PromptFormat(
+        prompt="HEADLINE {title} STORY",   # ends where the description's first token begins
+        answer=" {description}",           # so a space before it belongs here
+        train_on="answer",
+    ),
 """
 
 from dataclasses import dataclass
@@ -14,7 +22,11 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How a title and a description become text."""
+    """How a title and a description become text.
+
+    The boundary between prompt and answer has to be one between tokens, whatever the tokenizer:
+    behind a line break, or before a space that the answer begins with.
+    """
 
     prompt: str
     """`{title}` stands for the title. Ends where the description's first token begins."""
@@ -32,6 +44,7 @@ class PromptFormat:
         return self.answer.replace("{description}", description)
 
 
+_TASK = "Write the description of the news article with this title"
 FORMATS = {
     "news": PromptFormat(
         prompt="### title: {title} ### description:",
@@ -46,5 +59,28 @@ FORMATS = {
         answer=" {description} ",
         train_on="answer",
     ),
+    "alpaca": PromptFormat(
+        prompt=(
+            "Below is an instruction that describes a task, paired with an input that provides "
+            "further context. Write a response that appropriately completes the request.\n\n"
+            f"### Instruction:\n{_TASK}.\n\n### Input:\n{{title}}\n\n### Response:\n"
+        ),
+        answer="{description}",
+        train_on="answer",
+    ),
+    "vicuna": PromptFormat(
+        prompt=(
+            "A chat between a curious user and an artificial intelligence assistant. The "
+            "assistant gives helpful, detailed, and polite answers to the user's questions. "
+            f"USER: {_TASK}: {{title}} ASSISTANT:"
+        ),
+        answer=" {description}",
+        train_on="answer",
+    ),
+    "plain": PromptFormat(prompt="{title}\n\n", answer="{description}", train_on="all"),
 }
-"""By the name that a recipe gives."""
+"""By the name that a recipe gives.
+
+Sources: Alpaca, github.com/tatsu-lab/stanford_alpaca, README, "Data Release"; Vicuna v1.1,
+github.com/lm-sys/FastChat, docs/vicuna_weights_version.md.
+"""

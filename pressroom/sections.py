@@ -4,6 +4,7 @@ Numbers that follow from others are methods, never fields. Rules that compare tw
 in `pressroom/recipe.py`. Knows no torch.
 """
 
+import difflib
 from collections.abc import Iterator
 from datetime import date
 from typing import Annotated, Literal
@@ -67,10 +68,17 @@ class Data(Section):
 class Prompt(Section):
     """How an article becomes text."""
 
-    format: Literal["news", "llama2-chat"] = "news"
-    """See `pressroom/prompts.py`."""
+    format: str = "news"
+    """A name in `pressroom/prompts.py`: news, llama2-chat, alpaca, vicuna, plain."""
     train_on: Literal["all", "answer"] | None = None
     """What carries loss: all after BOS, or the description and eos. Null: the format's own."""
+
+    def problems(self) -> Problems:
+        """The format is known."""
+        if self.format not in FORMATS:
+            close = difflib.get_close_matches(self.format, FORMATS, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            yield "format", f"{self.format!r} is not one of {', '.join(FORMATS)}{hint}"
 
     @property
     def trains_on(self) -> Literal["all", "answer"]:
@@ -190,7 +198,7 @@ class Optimizer(Section):
 class Parallel(Section):
     """How the work is divided over ranks."""
 
-    strategy: Literal["ddp", "fsdp"] = "ddp"
+    strategy: Literal["ddp", "fsdp", "fsdp_offload", "zero2", "zero3", "zero3_offload"] = "ddp"
     """Uses `accelerate_configs/STRATEGY.yaml`."""
 
 

@@ -22,7 +22,9 @@ def build(recipe: Recipe, folder: Path, device: torch.device) -> PeftModel:
         folder: The base model.
         device: Where this rank keeps it.
     """
-    base = load_base(folder, recipe.quantization, recipe.memory.precision, device)
+    # ZeRO-3 places parameters itself, and transformers refuses a device beside it.
+    place = None if recipe.parallel.strategy.startswith("zero3") else device
+    base = load_base(folder, recipe.quantization, recipe.memory.precision, place)
     base.config.use_cache = False
     torch.manual_seed(recipe.seed)
     model = get_peft_model(base, lora_config(recipe.lora))

@@ -14,7 +14,7 @@ from pressroom.sections import DTYPES, Precision, Quantization
 
 
 def load_base(
-    folder: Path, quantization: Quantization | None, precision: Precision, device: torch.device
+    folder: Path, quantization: Quantization | None, precision: Precision, device: torch.device | None
 ) -> PreTrainedModel:
     """Load a model folder for its job, quantized on the way in.
 
@@ -22,7 +22,7 @@ def load_base(
         folder: config.json and safetensors.
         quantization: How linear layers are stored; None leaves them as they are.
         precision: Gives the dtype of everything that is not quantized.
-        device: Where the model goes.
+        device: Where the model goes; None leaves it to the library that will divide it.
 
     Returns:
         The model in eval mode, its parameters frozen.
@@ -39,7 +39,7 @@ def load_base(
         folder,
         dtype=getattr(torch, DTYPES[precision]),
         quantization_config=config,
-        device_map={"": device},
+        device_map={"": device} if device else None,
         attn_implementation="sdpa",
         use_safetensors=True,
         trust_remote_code=False,
