@@ -14,7 +14,10 @@ from pressroom.sections import DTYPES, Precision, Quantization
 
 
 def load_base(
-    folder: Path, quantization: Quantization | None, precision: Precision, device: torch.device | None
+    folder: Path,
+    quantization: Quantization | None,
+    precision: Precision,
+    device: torch.device | None,
 ) -> PreTrainedModel:
     """Load a model folder for its job, quantized on the way in.
 
