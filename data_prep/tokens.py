@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.articles import Article, Reject
+from pressroom.console import UserError
 from pressroom.dataset import IGNORE
 from pressroom.prompts import FORMATS
 from pressroom.recipe import Recipe
 from pressroom.tokenizer import ArticleTokenizer, Tokens
 
 _BATCH = 1000
+_SAMPLE = 50
 
 Ids = npt.NDArray[np.int32]
 
@@ -36,16 +38,39 @@ class Piece:
 def tokenize(
     articles: Sequence[Article], recipe: Recipe, tokenizer: ArticleTokenizer
 ) -> Iterator[list[Piece] | Reject]:
-    """Tokenize articles in order; each gives its pieces, or a reject."""
+    """Tokenize articles in order; each gives its pieces, or a reject.
+
+    Raises:
+        UserError: The format's prompt does not end where a token ends.
+    """
     prompt_format = FORMATS[recipe.prompt.format]
     for start in range(0, len(articles), _BATCH):
         batch = articles[start : start + _BATCH]
-        tokens = tokenizer.encode_articles(
-            [prompt_format.render_prompt(article.title) for article in batch],
-            [prompt_format.render_answer(article.description) for article in batch],
-        )
+        prompts = [prompt_format.render_prompt(article.title) for article in batch]
+        answers = [prompt_format.render_answer(article.description) for article in batch]
+        tokens = tokenizer.encode_articles(prompts, answers)
+        if start == 0:
+            _require_boundary(prompts[:_SAMPLE], tokens, recipe.prompt.format, tokenizer)
         for article, encoded in zip(batch, tokens, strict=True):
             yield _pieces(encoded, recipe, article.source)
+
+
+def _require_boundary(
+    prompts: Sequence[str], tokens: Sequence[Tokens], name: str, tokenizer: ArticleTokenizer
+) -> None:
+    """A format whose prompt ends inside a token would generate from other ids than it trains on.
+
+    One odd article may do so; when most of them do, it is the format.
+    """
+    alike = sum(
+        tokenizer.encode_prompt(prompt) == article.ids[: article.prompt_length]
+        for prompt, article in zip(prompts, tokens, strict=False)
+    )
+    if 2 * alike < len(prompts):
+        raise UserError(
+            f"prompt.format: with this tokenizer {name}'s prompt ends inside a token; let the "
+            "answer begin with a space or a line break (pressroom/prompts.py)"
+        )
 
 
 def _pieces(tokens: Tokens, recipe: Recipe, source: str) -> list[Piece] | Reject:

@@ -25,7 +25,7 @@ from pressroom.files import publish_folder, publish_json
 from pressroom.nn.nf4 import compute_in, dequantize
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
-from pressroom.sections import DTYPES, Precision
+from pressroom.train_sections import DTYPES, Precision
 
 PROOF_ARTICLES = 16
 FP32_TOLERANCE = 1e-4

@@ -24,8 +24,8 @@ VERSION = 1
 class PromptFormat:
     """How a title and a description become text.
 
-    The boundary between prompt and answer has to be one between tokens, whatever the tokenizer:
-    behind a line break, or before a space that the answer begins with.
+    Between prompt and answer there has to be a boundary between tokens: let the answer begin with
+    the space or the line break before the description. Preparation checks it on the articles.
     """
 
     prompt: str
@@ -63,9 +63,9 @@ FORMATS = {
         prompt=(
             "Below is an instruction that describes a task, paired with an input that provides "
             "further context. Write a response that appropriately completes the request.\n\n"
-            f"### Instruction:\n{_TASK}.\n\n### Input:\n{{title}}\n\n### Response:\n"
+            f"### Instruction:\n{_TASK}.\n\n### Input:\n{{title}}\n\n### Response:"
         ),
-        answer="{description}",
+        answer="\n{description}",
         train_on="answer",
     ),
     "vicuna": PromptFormat(
@@ -77,7 +77,7 @@ FORMATS = {
         answer=" {description}",
         train_on="answer",
     ),
-    "plain": PromptFormat(prompt="{title}\n\n", answer="{description}", train_on="all"),
+    "plain": PromptFormat(prompt="{title}", answer="\n\n{description}", train_on="all"),
 }
 """By the name that a recipe gives.
 

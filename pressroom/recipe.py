@@ -1,8 +1,8 @@
 """The recipe: everything that decides what a run makes, and nothing about where it runs.
 
 A recipe is one YAML file (`train/recipes/` has those that are shipped), read by `Recipe.load`.
-Each section (`pressroom/sections.py`) checks itself; a rule that compares two sections is a
-function here, whose parameters name them. Knows no torch.
+Each section (`pressroom/sections.py`, `pressroom/train_sections.py`) checks itself; a rule that
+compares two sections is a function here, whose parameters name them. Knows no torch.
 """
 
 import difflib
@@ -16,22 +16,17 @@ from pydantic.dataclasses import dataclass
 
 from pressroom import strict_yaml
 from pressroom.console import UserError
-from pressroom.sections import (
+from pressroom.sections import STRICT, Data, Evaluation, Generation, Model, Problems, Prompt
+from pressroom.train_sections import (
     DTYPES,
-    STRICT,
     Batch,
     Checkpoint,
-    Data,
-    Evaluation,
-    Generation,
     Lora,
     Memory,
-    Model,
     Optimizer,
     Parallel,
-    Problems,
-    Prompt,
     Quantization,
+    Tracking,
 )
 
 
@@ -51,24 +46,32 @@ def _fsdp_shards_codes(
 ) -> Problems:
     """FSDP shards parameters of one float dtype: codes stored otherwise stay whole on each GPU."""
     dtype = DTYPES[memory.precision]
-    if parallel.strategy == "fsdp" and quantization and quantization.storage_dtype != dtype:
+    fsdp = parallel.strategy in ("fsdp", "fsdp_offload")
+    if fsdp and quantization and quantization.storage_dtype != dtype:
         yield (
             "quantization.storage_dtype",
-            f"{quantization.storage_dtype} would not be sharded by fsdp: must be {dtype}, the "
-            "dtype of the rest",
+            f"{quantization.storage_dtype} would not be sharded by {parallel.strategy}: must be "
+            f"{dtype}, the dtype of the rest",
         )
 
 
-def _fsdp_optimizer(optimizer: Optimizer, parallel: Parallel) -> Problems:
+def _sharded_optimizer(optimizer: Optimizer, parallel: Parallel) -> Problems:
     """Optimizers of bitsandbytes cannot save a sharded state."""
-    if parallel.strategy == "fsdp" and optimizer.name.startswith("paged_"):
-        yield "optimizer.name", f"{optimizer.name} fails under fsdp: use adamw_torch_fused"
+    if parallel.strategy != "ddp" and optimizer.name.startswith("paged_"):
+        yield (
+            "optimizer.name",
+            f"{optimizer.name} cannot save its state under {parallel.strategy}: use "
+            "adamw_torch_fused",
+        )
 
 
-def _fsdp_precision(parallel: Parallel, memory: Memory) -> Problems:
+def _sharded_precision(parallel: Parallel, memory: Memory) -> Problems:
     """The fp16 gradient scaler has not been tried with sharded gradients."""
-    if parallel.strategy == "fsdp" and memory.precision == "fp16":
-        yield "memory.precision", "fp16 is not supported under fsdp: use bf16 or fp32"
+    if parallel.strategy != "ddp" and memory.precision == "fp16":
+        yield (
+            "memory.precision",
+            f"fp16 is not supported under {parallel.strategy}: use bf16 or fp32",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -92,6 +95,7 @@ class Recipe:
     memory: Memory = Field(default_factory=Memory)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     evaluation: Evaluation = Field(default_factory=Evaluation)
+    tracking: Tracking = Field(default_factory=Tracking)
     generation: Generation = Field(default_factory=Generation)
 
     other_names: ClassVar[dict[str, str]] = {
@@ -111,12 +115,27 @@ class Recipe:
         "gradient_checkpointing": "activation_checkpointing",
         "base_model": "base",
         "optim": "name",
+        "gradient_accumulation_steps": "global_batch_size",
+        "load_in_4bit": "quantization",
+        "bf16": "precision",
+        "fp16": "precision",
+        "report_to": "trackers",
+        "save_steps": "checkpoint",
+        "save_total_limit": "keep_last",
+        "eval_steps": "evaluation",
+        "lr_scheduler_type": "schedule",
+        "lr_scheduler": "schedule",
+        "deepspeed": "strategy",
+        "fsdp": "strategy",
+        "datasets": "articles",
+        "val_set_size": "held_out",
+        "prompt_template": "format",
     }
     rules: ClassVar[tuple[Callable[..., Problems], ...]] = (
         _one_compute_dtype,
         _fsdp_shards_codes,
-        _fsdp_optimizer,
-        _fsdp_precision,
+        _sharded_optimizer,
+        _sharded_precision,
     )
 
     @classmethod

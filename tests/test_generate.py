@@ -18,7 +18,7 @@ from pressroom.nn.loss import token_nll
 from pressroom.nn.nf4 import compute_in, dequantize, load_base
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
-from pressroom.sections import Quantization
+from pressroom.train_sections import Quantization
 
 CPU = torch.device("cpu")
 BF16 = {

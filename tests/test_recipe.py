@@ -7,7 +7,7 @@ import yaml
 
 from pressroom.console import UserError
 from pressroom.recipe import Recipe
-from pressroom.sections import Batch, Parallel
+from pressroom.train_sections import Batch, Parallel
 
 RECIPES = [
     file.name.removesuffix(".yaml")

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from pressroom.files import home
 from pressroom.nn.nf4 import load_base
 from pressroom.recipe import Recipe
-from pressroom.sections import Lora
+from pressroom.train_sections import Lora
 
 
 def build(recipe: Recipe, folder: Path, device: torch.device) -> PeftModel:

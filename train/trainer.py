@@ -29,9 +29,6 @@ def training_arguments(recipe: Recipe, run: RunDir, world_size: int, num_rows: i
     Made before the model is loaded: how it loads can depend on it.
     """
     optimizer, precision = recipe.optimizer, recipe.memory.precision
-    # Asked for bf16, accelerate gives FSDP a policy that rounds parameters, gradients and outputs,
-    # the loss among them: there the trainer opens autocast by itself.
-    autocast = recipe.parallel.strategy != "fsdp"
     return SFTConfig(
         output_dir=str(checkpoint.scratch(run)),
         seed=recipe.seed,
@@ -53,9 +50,10 @@ def training_arguments(recipe: Recipe, run: RunDir, world_size: int, num_rows: i
         warmup_steps=optimizer.warmup_ratio,
         weight_decay=optimizer.weight_decay,
         max_grad_norm=optimizer.max_grad_norm,
-        # Numerics and memory
-        bf16=autocast and precision == "bf16",
-        fp16=autocast and precision == "fp16",
+        # Numerics and memory. Asked for bf16, accelerate and DeepSpeed each do something else:
+        # FSDP's policy rounds the loss, DeepSpeed the adapters. The trainer opens autocast itself.
+        bf16=False,
+        fp16=precision == "fp16",
         activation_checkpointing=recipe.memory.activation_checkpointing == "full",
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -130,7 +128,7 @@ class RecipeTrainer(SFTTrainer):
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Sum of NLL over the trained tokens of the whole step, on all ranks."""
-        with self._fsdp_autocast():
+        with self._autocast():
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         nll = -outputs.log_probs.sum()
         if num_items_in_batch is None:
@@ -139,10 +137,10 @@ class RecipeTrainer(SFTTrainer):
         # DDP averages gradients over ranks, each of which has divided by the tokens of all.
         return nll / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
 
-    def _fsdp_autocast(self) -> torch.autocast:
-        """Autocast where accelerate gives none: the same arithmetic under every strategy."""
-        own = self.recipe.parallel.strategy == "fsdp" and self.recipe.memory.precision == "bf16"
-        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=own)
+    def _autocast(self) -> torch.autocast:
+        """bf16 compute with fp32 adapters, the same arithmetic under every strategy."""
+        bf16 = self.recipe.memory.precision == "bf16"
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=bf16)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the step's tokens over all ranks to its row."""

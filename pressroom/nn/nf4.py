@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from pressroom.sections import DTYPES, Precision, Quantization
+from pressroom.train_sections import DTYPES, Precision, Quantization
 
 
 def load_base(

@@ -1,0 +1,161 @@
+"""The sections of a recipe that say how it is trained.
+
+Numbers that follow from others are methods, never fields. Knows no torch.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from pressroom.console import UserError
+from pressroom.sections import STRICT, Positive, Problems, Section
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+Precision = Literal["bf16", "fp16", "fp32"]
+DTYPES: dict[Precision, Dtype] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Quantization(Section):
+    """How the frozen base is stored: 4-bit codes in blocks of 64."""
+
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    """The 4-bit code book."""
+    double_quant: bool = True
+    """Whether the scales are quantized too: 4.127 in place of 4.5 bits a weight."""
+    compute_dtype: Dtype = "bfloat16"
+    """What the codes are dequantized to for a matrix product."""
+    storage_dtype: Literal["bfloat16", "float16", "float32", "uint8"] = "bfloat16"
+    """The dtype that packs the codes; FSDP shards only what looks like the model's own dtype."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Lora(Section):
+    """The adapters that are trained."""
+
+    r: Positive = 16
+    """Rank of the adapters."""
+    alpha: Positive = 32
+    """The adapters' output is scaled by alpha / r."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapters' input."""
+    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "all-linear"
+    )
+    """Which linear layers get an adapter; the output head never does."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Batch(Section):
+    """Sizes in packed rows."""
+
+    global_batch_size: Positive
+    """Rows of one optimizer step, over all ranks: fixed, however many GPUs there are."""
+    micro_batch_size: Positive
+    """Rows that one rank holds at a time."""
+
+    def problems(self) -> Problems:
+        """The micro-batch divides the global batch."""
+        if self.global_batch_size % self.micro_batch_size:
+            yield (
+                "micro_batch_size",
+                f"{self.micro_batch_size} does not divide global_batch_size "
+                f"{self.global_batch_size}",
+            )
+
+    def divides_over(self, world_size: int) -> bool:
+        """Whether the global batch is the same on that many ranks."""
+        return self.global_batch_size % (self.micro_batch_size * world_size) == 0
+
+    def gradient_accumulation_steps(self, world_size: int) -> int:
+        """Micro-steps of one optimizer step on each rank.
+
+        Raises:
+            UserError: The global batch does not divide over the ranks.
+        """
+        if not self.divides_over(world_size):
+            most = self.global_batch_size // self.micro_batch_size
+            fits = [str(n) for n in range(1, most + 1) if self.divides_over(n)]
+            raise UserError(
+                f"batch.global_batch_size: {self.global_batch_size} rows in micro-batches of "
+                f"{self.micro_batch_size} do not divide over {world_size} ranks; "
+                f"world sizes that fit: {', '.join(fits)}"
+            )
+        return self.global_batch_size // (self.micro_batch_size * world_size)
+
+    def arithmetic(self, world_size: int, sequence_length: int) -> str:
+        """The batch in one line, as printed before the first step."""
+        steps = self.gradient_accumulation_steps(world_size)
+        ranks = "rank" if world_size == 1 else "ranks"
+        return (
+            f"{self.global_batch_size} global = {self.micro_batch_size} micro x {steps} "
+            f"accumulation x {world_size} {ranks}; up to "
+            f"{self.global_batch_size * sequence_length:,} tokens a step"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Optimizer(Section):
+    """How the adapters are updated, and for how long."""
+
+    name: Literal["adamw_torch_fused", "adamw_torch", "paged_adamw_32bit", "paged_adamw_8bit"] = (
+        "adamw_torch_fused"
+    )
+    """Paged optimizers move their state to host memory when the GPU is full; they need CUDA."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """The peak, reached after warm-up."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate goes on after warm-up."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of the steps in which the learning rate rises from zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of the adapters."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 0.3
+    """Gradients are clipped to this norm; 0 leaves them."""
+    num_steps: Positive | None = None
+    """Optimizer steps, or else num_epochs."""
+    num_epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training rows, or else num_steps."""
+
+    def problems(self) -> Problems:
+        """Training has exactly one length."""
+        if (self.num_steps is None) == (self.num_epochs is None):
+            yield "num_steps", "give either num_steps or num_epochs"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Parallel(Section):
+    """How the work is divided over ranks."""
+
+    strategy: Literal["ddp", "fsdp", "fsdp_offload", "zero2", "zero3", "zero3_offload"] = "ddp"
+    """Uses `accelerate_configs/STRATEGY.yaml`."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Memory(Section):
+    """What is traded for memory."""
+
+    precision: Precision = "bf16"
+    """What the model computes in; the adapters are kept and updated in fp32."""
+    activation_checkpointing: Literal["none", "full"] = "none"
+    """Whether decoder layers are computed again in the backward pass."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Checkpoint(Section):
+    """What a killed run goes on from."""
+
+    every_steps: Positive = 100
+    """Steps between two checkpoints."""
+    keep_last: Positive = 2
+    """How many are kept."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Tracking(Section):
+    """Who else is told how the training goes, beside metrics.jsonl."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
+    """TensorBoard is part of the installation, the others are used where they are installed.
+    They take projects, addresses and keys from their own environment variables."""
