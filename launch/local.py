@@ -68,10 +68,11 @@ def train_command(
         num_cpus: Divided over the ranks.
 
     Raises:
-        UserError: The recipe needs a GPU, or another number of them.
+        UserError: The recipe needs a GPU, another number of them, or a tracker that is missing.
     """
     processes = max(num_gpus, 1)
     recipe.batch.gradient_accumulation_steps(processes)
+    recipe.tracking.require()
     needs = []
     if not num_gpus and recipe.parallel.strategy != "ddp":
         needs.append(f"parallel.strategy: {recipe.parallel.strategy} shards over GPUs: use ddp")

@@ -96,6 +96,11 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def tensorboard(self) -> Path:
+        """The same figures for TensorBoard."""
+        return self.path / "tensorboard"
+
+    @property
     def checkpoints(self) -> Path:
         """Complete checkpoints only."""
         return self.path / "checkpoints"

@@ -3,6 +3,7 @@
 Numbers that follow from others are methods, never fields. Knows no torch.
 """
 
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -159,3 +160,16 @@ class Tracking(Section):
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
     """TensorBoard is part of the installation, the others are used where they are installed.
     They take projects, addresses and keys from their own environment variables."""
+
+    def require(self) -> None:
+        """See that every tracker is installed here.
+
+        Raises:
+            UserError: Naming each that is not.
+        """
+        missing = [name for name in self.trackers if find_spec(name) is None]
+        if missing:
+            raise UserError(
+                f"tracking.trackers: {', '.join(missing)} not installed: pip install "
+                f"{' '.join(missing)}, or take it out of the list"
+            )

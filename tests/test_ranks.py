@@ -14,6 +14,7 @@ from training import adapter, losses, metrics, train
 from watch import watched_training
 
 from data_prep.prepare import prepare
+from pressroom.geometry import Geometry, nf4_bytes
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 
@@ -75,9 +76,13 @@ def test_two_ranks_lose_as_one(in_shared_home: Path, strategy: str, kind: str) -
     options = ("optimizer.num_steps=20", "optimizer.learning_rate=3e-3", *KINDS[kind])
     alone = _alone(options, in_shared_home)
     together = run_of(train_on(2, strategy, in_shared_home, *options))
-    # ZeRO-3's own bf16 linear rounds otherwise than torch's; NF4 layers do not go through it.
-    within = 1e-3 if (strategy, kind) == ("zero3", "lora-bf16") else 1e-4
+    # ZeRO-3's hooks add up the gradients of parallel layers in another order, which bf16 rounds
+    # otherwise: forward passes are equal to the bit until the first such gradient is applied.
+    within = 5e-4 if strategy == "zero3" and kind.endswith("bf16") else 1e-4
     assert len(losses(together)) == 20
+    assert [losses(together)[i] for i in (1, 2)] == pytest.approx(
+        [losses(alone)[i] for i in (1, 2)], abs=1e-6
+    )
     assert losses(together)[20] < losses(together)[1] - 0.1
     for column in ("loss", "eval_loss", "learning_rate", "tokens"):
         pair = [[r[column] for r in metrics(run) if column in r] for run in (together, alone)]
@@ -117,21 +122,32 @@ def test_ranks_and_accumulation_trade_places(make_recipe, home: Path, strategy: 
     assert max(abs(g).max() for g in reference[0]["gradients"][2].values()) > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["qlora-bf16", "lora-bf16"])
 @pytest.mark.parametrize("strategy", EXPECTED)
-def test_numerics_are_those_of_the_table(make_recipe, home: Path, strategy: str) -> None:
-    """`docs/design.md`, Numerics: what each strategy computes, keeps and sends."""
+def test_numerics_are_those_of_the_table(
+    make_recipe, home: Path, tiny_model: Path, strategy: str, kind: str
+) -> None:
+    """`docs/design.md`, Numerics: what each computes, keeps, sends and saves."""
     make_recipe()
-    alone = run_ranks("ddp", watched_training, str(home), BF16, world_size=1)[0]
-    for rank in train_on(2, strategy, home, *BF16, "optimizer.num_steps=1"):
-        dtypes = rank["dtypes"]
-        assert (dtypes["adapters"], dtypes["compute"], dtypes["loss"]) == (
-            "float32",
-            "bfloat16",
-            "float32",
-        )
-        assert dtypes["reduction"] == "float32"
-        divided = 2 if strategy in ("fsdp", "zero3") else 1
-        assert rank["code_bytes"] == alone["code_bytes"] / divided > 0
+    options = (*KINDS[kind], "optimizer.num_steps=1", "checkpoint.every_steps=1")
+    ranks = train_on(2, strategy, home, *options)
+    whole = nf4_bytes(Geometry.of(tiny_model).num_linear_weights, double_quant=False) * 4 // 4.5
+    divided = 2 if strategy in ("fsdp", "zero3") else 1
+    for rank in ranks:
+        assert rank["dtypes"] == {
+            "base": "bfloat16",
+            "compute": "bfloat16",
+            "loss": "float32",
+            "adapters": "float32",
+            "gradients": "float32" if strategy in ("ddp", "fsdp") else "",  # ZeRO has taken them
+            "reduction": "float32",
+        }
+        assert rank["code_bytes"] == (whole / divided if kind == "qlora-bf16" else 0)
+    # Adapters and their two moments; never the base.
+    adapters = Geometry.of(tiny_model).num_lora_weights(4) * 4
+    saved = [f for f in run_of(ranks).checkpoint(1).rglob("*") if f.is_file()]
+    sizes = {f.name: f.stat().st_size for f in saved}
+    assert 4 * adapters < sum(sizes.values()) < 5 * adapters + 200_000, sizes
 
 
 @pytest.mark.parametrize("strategy", EXPECTED)

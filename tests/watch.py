@@ -54,6 +54,7 @@ def _watch(trainer: Any, found: dict[str, Any]) -> None:
     class Watch(TrainerCallback):
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
             adapters = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+            dtypes["base"] = _names({trainer.model.get_input_embeddings().weight.dtype})
             dtypes["adapters"] = _names({p.dtype for p in adapters.values()})
             gradients = {n: p.grad for n, p in adapters.items() if p.grad is not None}
             dtypes["gradients"] = _names({g.dtype for g in gradients.values()})

@@ -21,6 +21,14 @@ from pressroom.files import publish_text
 from pressroom.geometry import Geometry
 from pressroom.run_dir import RunDir
 
+FIGURES = (
+    "tokens",
+    "step_seconds",
+    "tokens_per_second_per_gpu",
+    "model_tflops_per_second_per_gpu",
+    "peak_memory_gib",
+)
+
 
 class Meter(TrainerCallback):
     """Writes metrics.jsonl and shows progress.
@@ -66,6 +74,25 @@ class Meter(TrainerCallback):
         """Start the clock anew: saving does not count as a step."""
         self._step_start = time.perf_counter()
 
+    def figures(self, tokens: int) -> dict[str, float]:
+        """What a step took.
+
+        Args:
+            tokens: Of the step, over all ranks.
+
+        Returns:
+            `FIGURES` by name, for metrics.jsonl and for trackers.
+        """
+        per_gpu = tokens / self._step_seconds / self._world_size
+        values = (
+            tokens,
+            round(self._step_seconds, 4),
+            round(per_gpu, 1),
+            round(per_gpu * self._flops_per_token / 1e12, 3),
+            round(_peak_memory_gib(), 3),
+        )
+        return dict(zip(FIGURES, values, strict=True))
+
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
     ) -> None:
@@ -80,18 +107,12 @@ class Meter(TrainerCallback):
             self._write({"step": state.global_step, "eval_loss": logs["eval_loss"]})
         if "loss" not in logs:
             return
-        tokens = logs["tokens"]
-        per_gpu = tokens / self._step_seconds / self._world_size
         row: dict[str, Any] = {
             "step": state.global_step,
             "loss": logs["loss"],
             "learning_rate": logs["learning_rate"],
             "grad_norm": float(logs["grad_norm"]) if "grad_norm" in logs else None,
-            "tokens": tokens,
-            "step_seconds": round(self._step_seconds, 4),
-            "tokens_per_second_per_gpu": round(per_gpu, 1),
-            "model_tflops_per_second_per_gpu": round(per_gpu * self._flops_per_token / 1e12, 3),
-            "peak_memory_gib": round(_peak_memory_gib(), 3),
+            **{name: logs[name] for name in FIGURES},
         }
         self._write(row)
         # fp16's gradient scaler tries large scales: it skips the steps that overflow.
@@ -103,7 +124,7 @@ class Meter(TrainerCallback):
                     "optimizer.learning_rate, or look at the data of this step"
                 )
         if self._progress:
-            speed = f"{tokens / self._step_seconds:,.0f} tokens/s"
+            speed = f"{logs['tokens'] / self._step_seconds:,.0f} tokens/s"
             self._progress.advance(loss=f"{logs['loss']:.3f}", at=speed)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -3,10 +3,13 @@
 Knows nothing of data, steps or runs.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers.integrations.deepspeed import deepspeed_config
 
 from pressroom.files import home
 from pressroom.nn.nf4 import load_base
@@ -24,7 +27,8 @@ def build(recipe: Recipe, folder: Path, device: torch.device) -> PeftModel:
     """
     # ZeRO-3 places parameters itself, and transformers refuses a device beside it.
     place = None if recipe.parallel.strategy.startswith("zero3") else device
-    base = load_base(folder, recipe.quantization, recipe.memory.precision, place)
+    with _zero3_precision(recipe):
+        base = load_base(folder, recipe.quantization, recipe.memory.precision, place)
     base.config.use_cache = False
     torch.manual_seed(recipe.seed)
     model = get_peft_model(base, lora_config(recipe.lora))
@@ -33,6 +37,25 @@ def build(recipe: Recipe, folder: Path, device: torch.device) -> PeftModel:
     name = str(folder.absolute()) if is_local else recipe.model.base
     model.peft_config["default"].base_model_name_or_path = name
     return model.train()
+
+
+@contextmanager
+def _zero3_precision(recipe: Recipe) -> Iterator[None]:
+    """Have ZeRO-3 load a bf16 base as bf16.
+
+    It divides what is not quantized while it loads, in the precision of DeepSpeed's own config.
+    That says fp32, for in training bf16 there would round the adapters: the base took twice the
+    memory, and computed other losses.
+    """
+    config = deepspeed_config()
+    if config is None or recipe.memory.precision != "bf16":
+        yield
+        return
+    config["bf16"] = {"enabled": True}
+    try:
+        yield
+    finally:
+        del config["bf16"]
 
 
 def lora_config(lora: Lora) -> LoraConfig:

@@ -17,7 +17,7 @@ from pressroom.dataset import IGNORE
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.tokenizer import ArticleTokenizer
-from train import checkpoint
+from train import checkpoint, trackers
 from train.data import RankBatches, num_steps, rank_batch
 from train.meter import Meter
 from train.model import adapters_to_fp32
@@ -62,7 +62,10 @@ def training_arguments(recipe: Recipe, run: RunDir, world_size: int, num_rows: i
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
-        report_to="none",
+        report_to="none",  # `trackers.callbacks` says to whom
+        run_name=trackers.run_name(run),
+        project=trackers.PROJECT,
+        trackio_static_space_id=False,  # or it publishes the run on the hub
         save_strategy="steps",
         save_steps=recipe.checkpoint.every_steps,
         eval_strategy="steps" if recipe.evaluation.every_steps else "no",
@@ -91,10 +94,10 @@ def build(
         train_dataset=rows["train"],
         eval_dataset=rows["held_out"],
         processing_class=tokenizer,
-        callbacks=[meter],
+        callbacks=[*trackers.callbacks(recipe, run), meter],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.recipe, trainer.run = recipe, run
+    trainer.recipe, trainer.run, trainer.meter = recipe, run, meter
     adapters_to_fp32(trainer.model)
     return trainer
 
@@ -104,6 +107,7 @@ class RecipeTrainer(SFTTrainer):
 
     recipe: Recipe
     run: RunDir
+    meter: Meter
     control: TrainerControl
     _tokens = 0
 
@@ -143,10 +147,10 @@ class RecipeTrainer(SFTTrainer):
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=bf16)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the step's tokens over all ranks to its row."""
+        """Add the step's tokens over all ranks, and what it took, to its row."""
         if "loss" in logs:
             mine = torch.tensor(self._tokens, device=self.args.device)
-            logs["tokens"] = int(self.accelerator.reduce(mine, "sum"))
+            logs |= self.meter.figures(int(self.accelerator.reduce(mine, "sum")))
             self._tokens = 0
         Trainer.log(self, logs, start_time)
 
