@@ -4,7 +4,9 @@ Knows nothing of how training starts, and asks the driver, never torch.
 """
 
 import os
+import re
 import subprocess
+from dataclasses import dataclass
 
 from pressroom.recipe import Recipe
 from pressroom.sections import Batch
@@ -24,6 +26,45 @@ def count_gpus() -> int:
     if listed.returncode:
         return 0
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Driver:
+    """What nvidia-smi says."""
+
+    version: str = ""
+    cuda: str = ""
+    """The newest CUDA that it runs."""
+    gpus: tuple[str, ...] = ()
+    """Names of all GPUs, whichever CUDA_VISIBLE_DEVICES shows."""
+    error: str = ""
+    """Why it says nothing."""
+
+
+def ask_driver() -> Driver | None:
+    """The NVIDIA driver; None where there is no nvidia-smi."""
+    names_only = ("--query-gpu=name", "--format=csv,noheader")
+    try:
+        table, names = (
+            subprocess.run(
+                ["nvidia-smi", *query], capture_output=True, text=True, check=False, timeout=30
+            )
+            for query in ((), names_only)
+        )
+    except subprocess.TimeoutExpired:
+        return Driver(error="nvidia-smi does not answer")
+    except OSError:
+        return None
+    if table.returncode:
+        lines = (table.stdout + table.stderr).strip().splitlines()
+        return Driver(error=lines[0] if lines else f"nvidia-smi ended with {table.returncode}")
+    version = re.search(r"(?:Driver|KMD) Version:\s*([\d.]+)", table.stdout)
+    cuda = re.search(r"CUDA (?:UMD )?Version:\s*([\d.]+)", table.stdout)
+    return Driver(
+        version=version[1] if version else "",
+        cuda=cuda[1] if cuda else "",
+        gpus=tuple(line.strip() for line in names.stdout.splitlines() if line.strip()),
+    )
 
 
 def most_ranks(batch: Batch, num_gpus: int) -> int:
