@@ -14,26 +14,11 @@ from importlib import resources
 from pathlib import Path
 
 from pressroom.console import UserError, log
+from pressroom.gpus import most_ranks, needs_gpu
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 
 _HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def count_gpus() -> int:
-    """NVIDIA GPUs that a process started here would see."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([gpu for gpu in visible.split(",") if gpu.strip() not in ("", "-1")])
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False
-        )
-    except OSError:
-        return 0
-    if listed.returncode:
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def count_cpus() -> int:
@@ -44,8 +29,7 @@ def count_cpus() -> int:
 def num_ranks(recipe: Recipe, num_gpus: int) -> int:
     """One rank a GPU, of those GPUs over which the recipe's batch divides; at least one."""
     batch = recipe.batch
-    fits = [n for n in range(1, num_gpus + 1) if batch.divides_over(n)]
-    ranks = max(fits, default=1)
+    ranks = most_ranks(batch, num_gpus)
     if num_gpus > ranks:
         log.warning(
             "using %d of %d GPUs: batch.global_batch_size %d in micro-batches of %d does not "
@@ -73,15 +57,8 @@ def train_command(
     processes = max(num_gpus, 1)
     recipe.batch.gradient_accumulation_steps(processes)
     recipe.tracking.require()
-    needs = []
-    if not num_gpus and recipe.parallel.strategy != "ddp":
-        needs.append(f"parallel.strategy: {recipe.parallel.strategy} shards over GPUs: use ddp")
-    if not num_gpus and recipe.memory.precision == "fp16":
-        needs.append("memory.precision: fp16 needs a GPU's gradient scaler: use bf16 or fp32")
-    if not num_gpus and recipe.optimizer.name.startswith("paged_"):
-        needs.append(f"optimizer.name: {recipe.optimizer.name} pages from a GPU: use adamw_torch")
-    if needs:
-        raise UserError("this machine has no GPU:\n" + "\n".join(needs))
+    if not num_gpus and needs_gpu(recipe):
+        raise UserError("this machine has no GPU:\n" + "\n".join(needs_gpu(recipe)))
     # A config is always named: accelerate would take the user's own default otherwise.
     config = recipe.parallel.strategy if processes > 1 else "single"
     return [

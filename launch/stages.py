@@ -16,12 +16,13 @@ from pathlib import Path
 
 import click
 
-from launch.local import count_cpus, count_gpus, num_ranks, run_to_end, train_command
+from launch.local import count_cpus, num_ranks, run_to_end, train_command
 from pressroom import dataset
 from pressroom.base_model import model_fingerprint, model_folder
 from pressroom.console import UserError, entry, human_seconds, log, say
 from pressroom.files import sha256_json
 from pressroom.geometry import Geometry
+from pressroom.gpus import count_gpus
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.tokenizer import ArticleTokenizer

@@ -14,6 +14,7 @@ from pressroom import console
 
 COMMANDS = {
     "prep": ("data_prep.prepare:main", "Articles -> tokenized, packed Arrow shards."),
+    "doctor": ("train.doctor:main", "Is this machine fit, and what to do where it is not."),
     "train": ("launch.stages:train", "Fine-tune on this machine's GPUs, or its CPU."),
     "evaluate": ("generate.evaluate:main", "Held-out perplexity of a run, base beside tuned."),
     "merge": ("generate.merge:main", "Adapter + base -> one model folder that any client loads."),

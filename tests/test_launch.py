@@ -16,6 +16,7 @@ from training import adapter, losses, metrics, train
 from data_prep.prepare import prepare
 from launch import local, stages
 from pressroom.console import UserError
+from pressroom.gpus import count_gpus
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 
@@ -42,7 +43,7 @@ def descendants(process_id: int) -> list[int]:
 def test_gpus_are_those_a_process_would_see(monkeypatch: pytest.MonkeyPatch) -> None:
     for visible, count in (("0,1,3", 3), ("", 0), ("-1", 0), ("GPU-abc", 1)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert local.count_gpus() == count
+        assert count_gpus() == count
 
 
 def test_train_command_on_gpus(make_recipe, home: Path) -> None:
@@ -78,9 +79,9 @@ def test_nvidia_smi_is_counted_by_lines(monkeypatch: pytest.MonkeyPatch, tmp_pat
     tool.write_text("#!/bin/sh\necho 'GPU 0: RTX 3080 Laptop GPU (UUID: GPU-1)'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert local.count_gpus() == 1
+    assert count_gpus() == 1
     tool.write_text("#!/bin/sh\nexit 9\n")
-    assert local.count_gpus() == 0
+    assert count_gpus() == 0
 
 
 def test_only_as_many_gpus_as_the_batch_divides_over(make_recipe, caplog) -> None:
