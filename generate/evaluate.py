@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from generate import held_out
 from generate.held_out import HeldOut
-from generate.tuned import device, load_tuned, require_adapter
+from generate.tuned import device, load_tuned
 from pressroom.base_model import model_folder
 from pressroom.console import Progress, UserError, entry, log, say
 from pressroom.dataset import IGNORE, Manifest
@@ -27,12 +27,14 @@ from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.tokenizer import ArticleTokenizer
 
+FEW_ARTICLES = 50
+
 
 @click.command()
 @click.argument("run_name", metavar="RUN")
 def main(run_name: str) -> None:
     """Held-out perplexity of a run, base beside tuned."""
-    run = RunDir.find(run_name)
+    run = RunDir.find(run_name, trained=True)
     result = evaluate(run, run.load_recipe())
     publish_json(run.evaluation, result)
     say(table(result))
@@ -44,14 +46,13 @@ def evaluate(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     Raises:
         UserError: The tuned model without its adapter is not the base.
     """
-    require_adapter(run)
     articles = held_out.tokens(run.dataset)
     size, precision = recipe.evaluation.micro_batch_size, recipe.memory.precision
     folder = model_folder(recipe.model)
     eos_id = ArticleTokenizer(folder).eos_id
     unquantized = recipe.quantization is not None and _fits(Geometry.of(folder))
-    passes = 4 if unquantized else 3
-    with Progress("evaluate", passes * len(articles), "article") as progress:
+    models = 4 if unquantized else 3
+    with Progress(f"evaluate, {models} models", models * len(articles), "text") as progress:
         base = _nll(
             load_base(folder, recipe.quantization, precision, device()), articles, size, progress
         )
@@ -68,6 +69,11 @@ def evaluate(run: RunDir, recipe: Recipe) -> dict[str, Any]:
             plain = load_base(folder, None, precision, device())
             nll = _nll(plain, articles, size, progress)
             rows["unquantized base"] = perplexity(articles, nll, eos_id)
+    if len(articles) < FEW_ARTICLES:
+        log.warning(
+            "only %d held-out texts: perplexities this few are rough; data.held_out keeps more",
+            len(articles),
+        )
     if not all(torch.equal(a, b) for a, b in zip(base, without, strict=True)):
         raise UserError("with the adapter switched off the model is not the base: do not trust it")
     return {
@@ -123,14 +129,15 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"held-out perplexity ({result['articles']} articles, "
         f"{result['trained_tokens']:,} trained tokens)",
-        f"  {'':18}{'trained tokens':>16}{'description':>22}",
+        f"  {'':30}{'trained tokens':>16}{'description':>22}",
     ]
     for name, row in result["perplexity"].items():
         cells = [
             f"{row[kind]:.2f}" + ("" if name == "base" else f" ({row[kind] / base[kind] - 1:+.0%})")
             for kind in ("trained", "description")
         ]
-        lines.append(f"  {name:18}{cells[0]:>16}{cells[1]:>22}")
+        label = f"{name} (to compare)" if name == "unquantized base" else name
+        lines.append(f"  {label:30}{cells[0]:>16}{cells[1]:>22}")
     return "\n".join(lines)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from datasets import load_from_disk
 
-from pressroom.dataset import IGNORE
+from pressroom.dataset import IGNORE, Manifest, verify_shards
+from pressroom.files import readable
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,12 @@ class HeldOut:
 
 
 def tokens(dataset: Path, split: str = "held_out") -> list[HeldOut]:
-    """Unpack the rows of a split."""
+    """Unpack the rows of a split.
+
+    Raises:
+        UserError: A shard is damaged.
+    """
+    verify_shards(dataset, Manifest.read(dataset), splits=(split,))
     articles = []
     for row in load_from_disk(str(dataset / split)):
         start = 0
@@ -34,8 +40,9 @@ def tokens(dataset: Path, split: str = "held_out") -> list[HeldOut]:
 
 def texts(dataset: Path) -> list[dict[str, str]]:
     """The held-out articles: id, title, description."""
-    lines = (dataset / "held_out.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    path = dataset / "held_out.jsonl"
+    with readable(path, f"delete {dataset} and run `pressroom prep`"):
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def batches(

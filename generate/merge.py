@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from generate import held_out
 from generate.held_out import HeldOut
-from generate.tuned import load_tuned
+from generate.tuned import add_adapter, load_tuned
 from pressroom.base_model import model_folder
 from pressroom.console import UserError, entry, log, say
 from pressroom.files import publish_folder, publish_json
@@ -39,7 +39,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.ji
 @click.argument("run_name", metavar="RUN")
 def main(run_name: str) -> None:
     """Adapter + base -> one model folder that any client loads."""
-    run = RunDir.find(run_name)
+    run = RunDir.find(run_name, trained=True)
     report = merge(run, run.load_recipe())
     say(f"{run.merged}\n{describe(report)}")
 
@@ -82,7 +82,7 @@ def _merge_weights(tuned: PeftModel, adapter: Path) -> PreTrainedModel:
     """Dequantize the base, then add the adapters to it: in fp32, in place."""
     base = tuned.unload()
     dequantize(base, torch.float32)
-    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    return add_adapter(base, adapter).merge_and_unload()
 
 
 def _logits(model: PreTrainedModel, article: HeldOut) -> torch.Tensor:

@@ -19,7 +19,7 @@ from generate import held_out
 from generate.tuned import device, load_tuned
 from pressroom.base_model import model_folder
 from pressroom.console import entry, log, say
-from pressroom.files import publish_text
+from pressroom.files import publish_text, readable
 from pressroom.nn import sampling
 from pressroom.nn.nf4 import load_base
 from pressroom.prompts import FORMATS
@@ -55,7 +55,7 @@ def main(
     seed: int,
 ) -> None:
     """Prompts or titles -> text, from a run's model."""
-    run = RunDir.find(run_name)
+    run = RunDir.find(run_name, trained=True)
     recipe = run.load_recipe()
     limit = max_new_tokens or recipe.generation.max_new_tokens
     warmth = recipe.generation.temperature if temperature is None else temperature
@@ -142,9 +142,10 @@ def _tuned(run: RunDir, recipe: Recipe) -> PreTrainedModel:
     """The merged model where there is one, else the adapter on its base."""
     logging.disable_progress_bar()
     if run.merge_report.is_file():
-        return AutoModelForCausalLM.from_pretrained(
-            run.merged, dtype="auto", device_map={"": device()}
-        )
+        with readable(run.merged, "delete it, or merge again with `pressroom merge`"):
+            return AutoModelForCausalLM.from_pretrained(
+                run.merged, dtype="auto", device_map={"": device()}
+            )
     return load_tuned(run, recipe)
 
 

@@ -3,11 +3,15 @@
 Knows nothing of what it is used for.
 """
 
+import warnings
+from pathlib import Path
+
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from pressroom.base_model import model_folder
-from pressroom.console import UserError
+from pressroom.files import readable
 from pressroom.nn.nf4 import load_base
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
@@ -16,16 +20,6 @@ from pressroom.run_dir import RunDir
 def device() -> torch.device:
     """The first GPU, else the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def require_adapter(run: RunDir) -> None:
-    """Say before any work that a run is not finished.
-
-    Raises:
-        UserError: The run has no adapter yet.
-    """
-    if not run.adapter.is_dir():
-        raise UserError(f"{run.path}: has no adapter yet; training is not finished")
 
 
 def load_tuned(run: RunDir, recipe: Recipe, place: torch.device | None = None) -> PeftModel:
@@ -37,9 +31,31 @@ def load_tuned(run: RunDir, recipe: Recipe, place: torch.device | None = None) -
         place: Where the model goes; `device()` when not given.
 
     Raises:
-        UserError: The run has no adapter yet.
+        UserError: The adapter or the base is damaged.
     """
-    require_adapter(run)
     folder = model_folder(recipe.model)
     base = load_base(folder, recipe.quantization, recipe.memory.precision, place or device())
-    return PeftModel.from_pretrained(base, str(run.adapter)).eval()
+    return add_adapter(base, run.adapter).eval()
+
+
+def add_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
+    """Put an adapter on its base, every one of its tensors.
+
+    Raises:
+        UserError: It is damaged, or not this base's.
+    """
+    weights = adapter / "adapter_model.safetensors"
+    hint = "take the adapter from the run's newest checkpoint, or train again"
+    with readable(adapter, hint), warnings.catch_warnings():
+        # peft leaves untrained what a file lacks, and only warns.
+        warnings.filterwarnings("error", "Found missing adapter keys")
+        if not weights.is_file():
+            raise FileNotFoundError(weights.name)  # peft would go and look on the hub
+        try:
+            return PeftModel.from_pretrained(base, str(adapter))
+        except UserWarning as error:
+            raise ValueError("tensors are missing") from error
+        except RuntimeError as error:
+            if "size mismatch" not in str(error):
+                raise
+            raise ValueError("it is for another model") from error

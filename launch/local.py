@@ -9,11 +9,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from pressroom.console import UserError, log
+from pressroom.console import TOLD, UserError, log
 from pressroom.gpus import most_ranks, needs_gpu
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
@@ -72,17 +73,32 @@ def train_command(
     ]
 
 
-def run_to_end(command: Sequence[str]) -> int:
-    """Run a command, its output on this terminal, and return its exit code.
+def run_to_end(what: str, command: Sequence[str]) -> None:
+    """Run a command, its output on this terminal.
 
     It has a process group of its own, to which this process hands on what it is told: to end
     one by a signal ends the other, launchers and ranks included.
 
     Raises:
+        UserError: The command failed.
         KeyboardInterrupt: This process was interrupted, and the command has ended.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "told"
+        code = _run(command, {TOLD: str(told)})
+        if code and told.is_file():
+            raise UserError(f"{what} ended with exit code {code}; its message stands above")
+    if code:
+        raise UserError(
+            f"{what} was killed or crashed without a word of its own (exit code {code}), most "
+            "likely for want of memory: batch.micro_batch_size and sequence_length are what "
+            "takes it; `dmesg` or the job's log names what was killed"
+        )
+
+
+def _run(command: Sequence[str], variables: dict[str, str]) -> int:
     # A stranger's train.py in the working directory must not be taken for ours.
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", **variables}
     received: list[int] = []
     with subprocess.Popen(command, env=environment, start_new_session=True) as process:
 

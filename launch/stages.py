@@ -19,8 +19,8 @@ import click
 from launch.local import count_cpus, num_ranks, run_to_end, train_command
 from pressroom import dataset
 from pressroom.base_model import model_fingerprint, model_folder
-from pressroom.console import UserError, entry, human_seconds, log, say
-from pressroom.files import sha256_json
+from pressroom.console import entry, human_seconds, log, say
+from pressroom.files import sha256_json, sizes
 from pressroom.geometry import Geometry
 from pressroom.gpus import count_gpus
 from pressroom.recipe import Recipe
@@ -65,10 +65,10 @@ def stage_keys(recipe: Recipe) -> Keys:
     """The keys of a recipe's stages, from its sections and the content of its inputs.
 
     Raises:
-        UserError: The model or the articles are not there, or it is no Llama.
+        UserError: The model or the articles are not there, it is no Llama, or does not fit.
     """
     folder = model_folder(recipe.model)
-    Geometry.of(folder)
+    recipe.require_fit(Geometry.of(folder))
     spec = dataset.spec_of(recipe, ArticleTokenizer(folder).fingerprint)
     data_key = dataset.dataset_key(spec, dataset.hash_articles(dataset.article_files(recipe)))
     plain = recipe.to_dict()
@@ -123,15 +123,14 @@ def run_stages(recipe: Recipe, stages: Sequence[str]) -> RunDir:
     }
     for number, name in enumerate(stages, start=1):
         title = f"[{number}/{len(stages)}] {name}"
-        if is_done(run, keys, name):
+        why = to_do(run, keys, name)
+        if why is None:
             log.info("%s: done already", title)
             continue
-        log.info("%s", title)
+        log.info("%s: %s", title, why)
         run.write_recipe(recipe)  # the training sections are the same, by their key
         start = time.monotonic()
-        code = run_to_end(commands[name])
-        if code:
-            raise UserError(f"{name} ended with exit code {code}; its message stands above")
+        run_to_end(name, commands[name])
         seconds = time.monotonic() - start
         if name != "prep":
             run.record_stage(name, getattr(keys, name), seconds)
@@ -139,18 +138,18 @@ def run_stages(recipe: Recipe, stages: Sequence[str]) -> RunDir:
     return run
 
 
-def is_done(run: RunDir, keys: Keys, name: str) -> bool:
-    """Whether a stage's output is there and was made from the same recipe and inputs."""
+def to_do(run: RunDir, keys: Keys, name: str) -> str | None:
+    """Why a stage has to be done; None when its output is there, whole, of the same key."""
     if name == "prep":
-        return keys.dataset.is_dir()
-    output = {
-        "train": run.adapter,
-        "evaluate": run.evaluation,
-        "merge": run.merged,
-        "generate": run.samples,
-    }[name]
+        return None if keys.dataset.is_dir() else "no dataset yet"
     stage = run.stages.get(name, {})
-    return output.exists() and "finished" in stage and stage["key"] == getattr(keys, name)
+    if "finished" not in stage:
+        return "goes on" if name == "train" and run.metrics.is_file() else "not done yet"
+    if stage["key"] != getattr(keys, name):
+        return "the recipe or an input has changed"
+    found = sizes(run.output(name))
+    damaged = [f for f, size in stage.get("files", {}).items() if found.get(f) != size]
+    return f"missing or damaged: {', '.join(damaged)}" if damaged or not found else None
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 log = logging.getLogger("pressroom")
@@ -24,6 +25,11 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 _SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
 _SECRET_SHAPE = re.compile(r"(?<=access_key=)[^&\s\"']+|\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+@")
 _PLAIN_LINE_SECONDS = 10.0
+
+
+TOLD = "PRESSROOM_TOLD"
+"""Environment: a file that a command makes when it has said what is wrong, so that the command
+which started it can tell a message from a process that was killed."""
 
 
 class UserError(Exception):
@@ -89,6 +95,8 @@ def entry(command: Callable[..., object]) -> NoReturn:
 
 def _end(message: str, code: int) -> NoReturn:
     sys.stderr.write(redact(message).rstrip() + "\n")
+    if told := os.environ.get(TOLD):
+        Path(told).touch()
     sys.exit(code)
 
 

@@ -63,6 +63,45 @@ def publish_json(path: Path, value: Any) -> None:
     publish_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path, hint: str) -> Any:
+    """Read a JSON file that Pressroom or the user has written.
+
+    Args:
+        path: The file.
+        hint: What to do when it is damaged.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    with readable(path, hint):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def readable(path: Path, hint: str) -> Iterator[None]:
+    """Tell of a file or folder that a library could not read, without the library's traceback.
+
+    Raises:
+        UserError: The block raised what readers of damaged files raise.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+        else:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: missing or damaged ({reason}); {hint}") from error
+
+
+def sizes(path: Path) -> dict[str, int]:
+    """Bytes of a file, or of every file in a folder, by name: tells that one was cut or lost."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return {str(file.relative_to(path.parent)): file.stat().st_size for file in files}
+
+
 @contextlib.contextmanager
 def publish_folder(path: Path) -> Iterator[Path]:
     """Fill a folder under another name; it takes its own name when the block ends well.

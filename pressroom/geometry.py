@@ -23,6 +23,8 @@ class Geometry:
     num_kv_heads: int
     head_dim: int
     tied_embeddings: bool = False
+    max_positions: int = 4096
+    """Tokens of the longest text that it was pretrained on."""
 
     @classmethod
     def of(cls, model: str | Path) -> "Geometry":
@@ -60,6 +62,7 @@ class Geometry:
                 num_kv_heads=config.get("num_key_value_heads") or heads,
                 head_dim=config.get("head_dim") or config["hidden_size"] // heads,
                 tied_embeddings=config.get("tie_word_embeddings", False),
+                max_positions=config.get("max_position_embeddings", 4096),
             )
         except KeyError as error:
             raise UserError(f"{name}: has no {error}") from None

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from pressroom import strict_yaml
 from pressroom.console import UserError
+from pressroom.geometry import Geometry
 from pressroom.sections import STRICT, Data, Evaluation, Generation, Model, Problems, Prompt
 from pressroom.train_sections import (
     DTYPES,
@@ -146,6 +147,30 @@ class Recipe:
             UserError: With every problem of the recipe at once.
         """
         return strict_yaml.load(cls, _find(name), overrides)
+
+    def require_fit(self, geometry: Geometry) -> None:
+        """Hold the recipe against its model.
+
+        Raises:
+            UserError: Naming every key that the model cannot do.
+        """
+        problems = []
+        if self.sequence_length > geometry.max_positions:
+            problems.append(
+                f"sequence_length: {self.sequence_length:,} tokens, and the model knows positions "
+                f"up to {geometry.max_positions:,}"
+            )
+        layers = geometry.linear_shapes
+        targets = self.lora.target_modules
+        for name in () if isinstance(targets, str) else targets:
+            if name not in layers:
+                close = difflib.get_close_matches(name, layers, n=1, cutoff=0.5)
+                hint = f"; did you mean {close[0]}?" if close else f" ({', '.join(layers)})"
+                problems.append(
+                    f"lora.target_modules: {name} is no linear layer of a decoder layer{hint}"
+                )
+        if problems:
+            raise UserError("\n".join(problems))
 
     def to_dict(self) -> dict[str, Any]:
         """The whole recipe as plain JSON values, defaults included."""

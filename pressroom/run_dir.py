@@ -4,7 +4,7 @@ A run is `runs/NAME/STAMP/`. It says what really ran (recipe, versions), how it 
 logs) and holds what came out. Knows nothing of how any of it is made.
 """
 
-import json
+import difflib
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from pressroom.console import UserError
-from pressroom.files import home, publish_json, publish_text
+from pressroom.files import home, publish_json, publish_text, read_json, sizes
 from pressroom.recipe import Recipe
 
 
@@ -44,21 +44,39 @@ class RunDir:
         return [cls(path.parent) for path in paths]
 
     @classmethod
-    def find(cls, run: str) -> "RunDir":
-        """A run by its folder, by NAME/STAMP, or the newest of NAME.
+    def find(cls, run: str, *, trained: bool = False) -> "RunDir":
+        """A run by its folder or something in it, by NAME/STAMP or STAMP, or the newest of NAME.
+
+        Args:
+            run: What the user typed.
+            trained: Take the newest of NAME that has an adapter, and see that a given one has.
 
         Raises:
-            UserError: There is no such run.
+            UserError: There is no such run, or it has no adapter yet.
         """
-        for path in (Path(run), home() / run, home() / "runs" / run):
-            if (path / "recipe.yaml").is_file():
-                return cls(path)
-        found = cls.all(run)
-        if not found:
-            known = sorted(p.name for p in (home() / "runs").glob("*") if p.is_dir())
-            runs = f"; runs of: {', '.join(known)}" if known else " (no runs yet)"
-            raise UserError(f"{run}: no such run under {(home() / 'runs').absolute()}{runs}")
+        found = cls._named(run)
+        if trained:
+            finished = [candidate for candidate in found if candidate.adapter.is_dir()]
+            if not finished:
+                raise UserError(f"{found[0].path}: has no adapter yet; training is not finished")
+            return finished[0]
         return found[0]
+
+    @classmethod
+    def _named(cls, run: str) -> "list[RunDir]":
+        runs = home() / "runs"
+        for path in (Path(run), home() / run, runs / run, *sorted(runs.glob(f"*/{run}"))):
+            for folder in (path, path.parent):
+                if path.exists() and (folder / "recipe.yaml").is_file():
+                    return [cls(folder)]
+        found = cls.all(Path(run).name)
+        if not found:
+            names = sorted(p.name for p in runs.glob("*") if p.is_dir())
+            close = difflib.get_close_matches(run, names, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            known = f"; runs of: {', '.join(names)}" if names else " (no runs yet)"
+            raise UserError(f"{run}: no such run under {runs.absolute()}{hint or known}")
+        return found
 
     @property
     def recipe(self) -> Path:
@@ -79,7 +97,7 @@ class RunDir:
         """
         if not self.environment.is_file():
             raise UserError(f"{self.path}: training has not begun")
-        facts = json.loads(self.environment.read_text(encoding="utf-8"))
+        facts = read_json(self.environment, "train again, under another name")
         folder: Path = self.path.parents[2] / facts["dataset"]  # home/runs/NAME/STAMP
         if not folder.is_dir():
             raise UserError(f"{self.path}: its dataset {folder} is gone")
@@ -136,16 +154,31 @@ class RunDir:
 
     @property
     def stages(self) -> dict[str, Any]:
-        """Stages begun or finished: name -> {key, finished, seconds}."""
+        """Stages begun or finished: name -> {key, finished, seconds, files}."""
         path = self.path / "stages.json"
-        stages: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        stages: dict[str, Any] = read_json(path, "delete it, and every stage is done again")
         return stages
 
     def record_stage(self, name: str, key: str, seconds: float | None = None) -> None:
         """Remember what a stage's output is made from; without seconds, it has only begun."""
-        now = datetime.now().astimezone().isoformat(timespec="seconds")
-        done = {} if seconds is None else {"finished": now, "seconds": round(seconds, 1)}
+        done: dict[str, Any] = {}
+        if seconds is not None:
+            now = datetime.now().astimezone().isoformat(timespec="seconds")
+            files = sizes(self.output(name))
+            done = {"finished": now, "seconds": round(seconds, 1), "files": files}
         publish_json(self.path / "stages.json", {**self.stages, name: {"key": key, **done}})
+
+    def output(self, stage: str) -> Path:
+        """The file or folder that a stage leaves here."""
+        outputs = {
+            "train": self.adapter,
+            "evaluate": self.evaluation,
+            "merge": self.merged,
+            "generate": self.samples,
+        }
+        return outputs[stage]
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write the resolved recipe; later stages may be redone with other settings."""

@@ -40,6 +40,15 @@ def descendants(process_id: int) -> list[int]:
     return [process_id, *(child.pid for child in parent.children(recursive=True))]
 
 
+def wait_for(process: subprocess.Popen, home: Path, pattern: str) -> None:
+    """Until a file of the run is there, while the process lives."""
+    deadline = time.monotonic() + 120
+    while not list((home / "runs" / "tiny").glob(pattern)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_gpus_are_those_a_process_would_see(monkeypatch: pytest.MonkeyPatch) -> None:
     for visible, count in (("0,1,3", 3), ("", 0), ("-1", 0), ("GPU-abc", 1)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -191,11 +200,7 @@ def test_a_killed_training_goes_on_where_it_was(make_recipe, home: Path) -> None
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
-    while not list((home / "runs" / "tiny").glob("*/checkpoints/step-000010")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(process, home, "*/checkpoints/step-000010")
     for group in {os.getpgid(child) for child in descendants(process.pid)}:
         os.killpg(group, signal.SIGKILL)
     process.wait()
@@ -221,11 +226,7 @@ def test_ending_the_command_ends_the_training(
         # As from a terminal: where the tests run in the background, SIGINT is ignored.
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 120
-    while not list((home / "runs" / "tiny").glob("*/metrics.jsonl")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for(process, home, "*/metrics.jsonl")
     children = descendants(process.pid)[1:]
     assert len(children) >= 2
     process.send_signal(number)
@@ -254,3 +255,45 @@ def test_two_ranks_by_hand_are_ddp_and_lose_as_one(make_recipe, home: Path) -> N
     assert (facts["world_size"], facts["distributed_type"]) == (2, "MULTI_CPU")
     assert "4 global = 2 micro x 1 accumulation x 2 ranks" in done.stderr
     assert losses(run) == pytest.approx(losses(alone), abs=1e-4)
+
+
+def test_a_killed_rank_is_told_as_killed(make_recipe, home: Path) -> None:
+    make_recipe()
+    process = subprocess.Popen(
+        [PRESSROOM, "train", "recipe.yaml", "optimizer.num_steps=100000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(process, home, "*/metrics.jsonl")
+    rank = descendants(process.pid)[-1]
+    assert "train.sft" in " ".join(psutil.Process(rank).cmdline())
+    os.kill(rank, signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "train was killed or crashed without a word of its own" in errors
+    assert "want of memory" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_stage_says_why_it_is_done(make_recipe, home: Path) -> None:
+    recipe = make_recipe()
+    keys = stages.stage_keys(recipe)
+    run = RunDir.create(recipe)
+    assert stages.to_do(run, keys, "prep") == "no dataset yet"
+    run.record_stage("train", keys.train)
+    assert stages.to_do(run, keys, "train") == "not done yet"
+    run.metrics.touch()
+    assert stages.to_do(run, keys, "train") == "goes on"
+    run.adapter.mkdir()
+    weights = run.adapter / "adapter_model.safetensors"
+    weights.write_bytes(b"12345678")
+    run.record_stage("train", keys.train, 1.0)
+    assert stages.to_do(run, keys, "train") is None
+    weights.write_bytes(b"1234")
+    assert stages.to_do(run, keys, "train") == (
+        "missing or damaged: adapter/adapter_model.safetensors"
+    )
+    run.samples.touch()
+    run.record_stage("generate", "another key", 1.0)
+    assert stages.to_do(run, keys, "generate") == "the recipe or an input has changed"

@@ -63,6 +63,8 @@ def fine_tune(recipe: Recipe, run_path: str | None, dataset_path: str | None) ->
     """
     ranks = PartialState(cpu=not torch.cuda.is_available())
     folder = model_folder(recipe.model)
+    geometry = Geometry.of(folder)
+    recipe.require_fit(geometry)
     spec = dataset.spec_of(recipe, ArticleTokenizer(folder).fingerprint)
     rows_folder = Path(dataset_path) if dataset_path else dataset.find(recipe, spec)
     manifest = dataset.check(rows_folder, spec)
@@ -70,12 +72,17 @@ def fine_tune(recipe: Recipe, run_path: str | None, dataset_path: str | None) ->
         dataset.verify_shards(rows_folder, manifest)
     run = _agree_on_run(recipe, run_path, ranks)
     with lock(run.lock, str(run.path)) if ranks.is_main_process else nullcontext():
-        _train(recipe, run, folder, rows_folder, ranks)
+        _train(recipe, run, folder, rows_folder, geometry, ranks)
     return run
 
 
 def _train(
-    recipe: Recipe, run: RunDir, folder: Path, rows_folder: Path, ranks: PartialState
+    recipe: Recipe,
+    run: RunDir,
+    folder: Path,
+    rows_folder: Path,
+    geometry: Geometry,
+    ranks: PartialState,
 ) -> None:
     if ranks.is_main_process:
         publish_json(
@@ -88,7 +95,7 @@ def _train(
     rows = {split: data.load_rows(rows_folder, split) for split in dataset.SPLITS}
     arguments = trainer.training_arguments(recipe, run, ranks.num_processes, len(rows["train"]))
     model = model_builder.build(recipe, folder, ranks.device)
-    meter = Meter(run, Geometry.of(folder), recipe.sequence_length, ranks.num_processes)
+    meter = Meter(run, geometry, recipe.sequence_length, ranks.num_processes)
     fine_tuning = trainer.build(recipe, run, arguments, model, folder, rows, meter)
     resume = checkpoint.newest(run)
     if resume and ranks.is_main_process:

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from pressroom.files import readable
 from pressroom.train_sections import DTYPES, Precision, Quantization
 
 
@@ -29,6 +30,9 @@ def load_base(
 
     Returns:
         The model in eval mode, its parameters frozen.
+
+    Raises:
+        UserError: The folder's files are damaged.
     """
     transformers_logging.disable_progress_bar()
     config = quantization and BitsAndBytesConfig(
@@ -38,15 +42,16 @@ def load_base(
         bnb_4bit_compute_dtype=getattr(torch, quantization.compute_dtype),
         bnb_4bit_quant_storage=getattr(torch, quantization.storage_dtype),
     )
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, DTYPES[precision]),
-        quantization_config=config,
-        device_map={"": device} if device else None,
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    with readable(folder, "fetch the base model again"):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, DTYPES[precision]),
+            quantization_config=config,
+            device_map={"": device} if device else None,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
     for linear in _linears(model):
         # On a CPU with AVX512-BF16 a forward under eval() and no_grad repacks the codes in place,
         # and training then runs through a kernel without gradients: LoRA-B's were 95 % off.
