@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from pressroom import strict_yaml
+from pressroom import hub, strict_yaml
 from pressroom.console import UserError
 from pressroom.sections import (
     DTYPES,
@@ -71,6 +71,16 @@ def _fsdp_precision(parallel: Parallel, memory: Memory) -> Problems:
         yield "memory.precision", "fp16 is not supported under fsdp: use bf16 or fp32"
 
 
+def _hub_entries(data: Data) -> Problems:
+    """Data sets of a hub are written as it writes them."""
+    for entry in data.articles:
+        if entry.startswith(hub.PREFIX):
+            try:
+                hub.parse(entry)
+            except ValueError as error:
+                yield "data.articles", f"{entry}: {error}"
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """One run, from articles to generated text."""
@@ -117,6 +127,7 @@ class Recipe:
         _fsdp_shards_codes,
         _fsdp_optimizer,
         _fsdp_precision,
+        _hub_entries,
     )
 
     @classmethod
