@@ -121,17 +121,13 @@ def fetch(found: Listing, names: Collection[str]) -> Path:
     from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
     repo, commit, cache = found.repo, found.commit, Path(constants.HF_HUB_CACHE)
-    here = {
-        name: path
+    size = sum(
+        found.sizes[name]
         for name in names
-        if isinstance(
-            path := try_to_load_from_cache(repo.id, name, revision=commit, repo_type=repo.kind),
-            str,
+        if not isinstance(
+            try_to_load_from_cache(repo.id, name, revision=commit, repo_type=repo.kind), str
         )
-    }
-    if len(here) == len(names):
-        return next(Path(path).parents[name.count("/")] for name, path in here.items())
-    size = sum(found.sizes[name] for name in names if name not in here)
+    )
     with _explained(repo):
         _check_room(repo, size, cache)
         with Progress(f"download {repo.id}", size >> 20, "MiB") as progress:

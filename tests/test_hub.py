@@ -51,6 +51,7 @@ def test_a_model_is_fetched_once_and_resumed_where_it_broke(server: Hub, tmp_pat
     for offline in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": NOWHERE}):
         found = server.run(tmp_path, "download", "org/llama", **offline)
         assert (found.returncode, found.stdout) == (0, first.stdout)
+        assert len(found.stderr.splitlines()) == 1, found.stderr
         assert server.requests == []
 
 
