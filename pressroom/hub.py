@@ -196,7 +196,8 @@ def _explain(repo: Repo, error: Exception) -> str:
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
-    what = repo.id if repo.kind == "model" else "RECIPE"
+    at = "" if repo.revision == "main" else f"@{repo.revision}"
+    what = f"{repo.id}{at}" if repo.kind == "model" else "RECIPE"
     elsewhere = (
         f"Where there is a network, `pressroom download {what}` brings it once, and prints what "
         "to write in the recipe for nodes without one"

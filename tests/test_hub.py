@@ -70,6 +70,11 @@ def test_a_file_that_is_whole_is_not_fetched_again(server: Hub, tmp_path: Path) 
     assert server.run(tmp_path, "download", "org/llama", HF_HUB_OFFLINE="1").returncode == 0
 
 
+def test_a_pinned_model_is_named_with_its_revision(server: Hub, tmp_path: Path) -> None:
+    done = server.run(tmp_path, "download", "org/llama@v1", HF_HUB_OFFLINE="1")
+    assert "`pressroom download org/llama@v1` brings it once" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
