@@ -1,26 +1,23 @@
-"""Articles: what one is, and readers for JSONL and Parquet.
+"""Articles: what one is, and how a record becomes one.
 
-Every line of a file becomes an article or a listed reject with its cause. Knows nothing of
-prompts or tokens.
+Every record of a file becomes an article or a listed reject with its cause. Knows nothing of
+kinds of files, prompts or tokens.
 """
 
-import codecs
 import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from data_prep.clean import preprocess_text
+from data_prep.readers import Unreadable, read_records
 from pressroom.console import UserError
 
-_FIELDS = ("title", "description", "url", "published_at")
+OWN_NAMES = {name: name for name in ("title", "description", "url", "published_at")}
+"""The columns of a file that calls our fields as we do."""
 _TRACKING = frozenset({"fbclid", "gclid", "msclkid", "mc_cid", "mc_eid", "cmpid", "smid", "ref"})
 
 
@@ -68,100 +65,78 @@ def article_id(url: str | None, title: str, description: str) -> str:
     return hashlib.sha256(identity.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
-def read_articles(path: Path, name: str, *, lower_case: bool) -> Iterator[Article | Reject]:
+def read_articles(
+    path: Path, name: str, *, lower_case: bool, columns: Mapping[str, str] = OWN_NAMES
+) -> Iterator[Article | Reject]:
     """Read and clean the articles of one file, in its order.
 
     Args:
-        path: A JSONL or Parquet file.
+        path: A JSONL, Parquet or Arrow file.
         name: What the file is called in rejects and errors.
         lower_case: Whether titles and descriptions are lower-cased.
+        columns: Field -> what it is called in the file.
 
     Raises:
-        UserError: The file is of no known kind or has not one good article.
+        UserError: The file cannot be read, or has not one good article.
     """
-    readers = {".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}
-    reader = readers.get(path.suffix)
-    if reader is None:
-        raise UserError(f"{name}: unknown kind of file; known: {', '.join(readers)}")
     good, first_reject = 0, None
-    for number, record in reader(path, name):
+    for number, record in read_records(path, name, columns):
         source = f"{name}:{number}"
-        if isinstance(record, _Unreadable):
+        if isinstance(record, Unreadable):
             item: Article | Reject = Reject(source, record.cause, record.detail)
         else:
-            item = to_article(record, source, lower_case)
+            item = to_article(record, source, lower_case, columns)
         good += isinstance(item, Article)
         if isinstance(item, Reject) and first_reject is None:
             first_reject = item
         yield item
     if not good:
-        why = f"{first_reject.source}: {first_reject.cause}" if first_reject else "no lines"
-        detail = f" ({first_reject.detail})" if first_reject and first_reject.detail else ""
-        raise UserError(f"{name}: not one good article; {why}{detail}")
+        raise UserError(f"{name}: not one good article; {_told(first_reject)}")
 
 
-def to_article(record: Any, source: str, lower_case: bool) -> Article | Reject:
-    """Clean one record of a feed: a mapping with MediaStack's field names."""
+_HINTS = {
+    "not UTF-8": "convert it: iconv -f LATIN1 -t UTF-8",
+    "not JSON": "JSONL holds one JSON object a line",
+    "not an object": "JSONL holds one JSON object a line",
+    "no title": "data.columns says what it is called",
+    "no description": "data.columns says what it is called",
+}
+
+
+def _told(reject: Reject | None) -> str:
+    """The first reject of a file without a good article, and what may help."""
+    if reject is None:
+        return "no lines"
+    detail = f" ({reject.detail})" if reject.detail else ""
+    hint = f"; {_HINTS[reject.cause]}" if reject.cause in _HINTS else ""
+    return f"{reject.source}: {reject.cause}{detail}{hint}"
+
+
+def to_article(
+    record: Any, source: str, lower_case: bool, columns: Mapping[str, str] = OWN_NAMES
+) -> Article | Reject:
+    """Clean one record of a feed: a mapping whose names for our fields `columns` tells."""
     if not isinstance(record, dict):
         return Reject(source, "not an object", f"a JSON {type(record).__name__}")
-    if isinstance(record.get("published_at"), date):
-        record = {**record, "published_at": record["published_at"].isoformat()}
-    for name in _FIELDS:
-        if not isinstance(record.get(name), str | None):
-            return Reject(source, f"{name} is not text", f"{record[name]!r:.60}")
-    title = preprocess_text(record.get("title") or "", lower_case=lower_case)
-    description = preprocess_text(record.get("description") or "", lower_case=lower_case)
-    for name, value in (("title", title), ("description", description)):
-        if not value:
-            return Reject(source, f"no {name}")
-    url = record.get("url") or None
+    values = {field: record.get(column) for field, column in columns.items()}
+    if isinstance(values["published_at"], date):
+        values["published_at"] = values["published_at"].isoformat()
+    for field, value in values.items():
+        if not isinstance(value, str | None):
+            return Reject(source, f"{field} is not text", f"{value!r:.60}")
+    title = preprocess_text(values["title"] or "", lower_case=lower_case)
+    description = preprocess_text(values["description"] or "", lower_case=lower_case)
+    for field, text in (("title", title), ("description", description)):
+        if not text:
+            there = columns[field] in record
+            return Reject(source, f"no {field}", "" if there else f"it has {_listed(record)}")
+    url = values["url"] or None
     try:
         identity = article_id(url, title, description)
     except ValueError as error:
         return Reject(source, "url is not one", str(error))
-    return Article(identity, title, description, url, record.get("published_at") or None, source)
+    return Article(identity, title, description, url, values["published_at"] or None, source)
 
 
-@dataclass(frozen=True, slots=True)
-class _Unreadable:
-    """A line that is no record at all."""
-
-    cause: str
-    detail: str
-
-
-def _read_jsonl(path: Path, name: str) -> Iterator[tuple[int, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                yield number, _Unreadable("not UTF-8", f"byte {error.start} of the line")
-            except (ValueError, RecursionError) as error:
-                yield number, _Unreadable("not JSON", str(error))
-
-
-def _read_parquet(path: Path, name: str) -> Iterator[tuple[int, Any]]:
-    try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{name}: not Parquet: {error}") from None
-    columns = [field for field in _FIELDS if field in file.schema_arrow.names]
-    missing = [field for field in ("title", "description") if field not in columns]
-    if missing:
-        have = ", ".join(file.schema_arrow.names)
-        raise UserError(f"{name}: has no column {' or '.join(missing)}; it has {have}")
-    number = 0
-    try:
-        for batch in file.iter_batches(columns=columns):
-            for row in range(len(batch)):
-                number += 1
-                try:
-                    yield number, {field: batch[field][row].as_py() for field in columns}
-                except UnicodeDecodeError as error:
-                    yield number, _Unreadable("not UTF-8", str(error))
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{name}: damaged behind row {number}: {error}") from None
+def _listed(names: Iterable[str]) -> str:
+    return f"{', '.join(names)!s:.100}" or "nothing"

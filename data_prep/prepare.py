@@ -124,11 +124,14 @@ def summary(folder: Path, manifest: Manifest) -> str:
 def _read(files: dict[str, Path], recipe: Recipe) -> tuple[list[Article], list[Reject]]:
     kept: list[Article] = []
     rejects: list[Reject] = []
+    columns = asdict(recipe.data.columns)
     with Progress("read", len(files), "file") as progress:
 
         def items() -> Iterator[Article | Reject]:
             for name, path in files.items():
-                yield from read_articles(path, name, lower_case=recipe.data.lower_case)
+                yield from read_articles(
+                    path, name, lower_case=recipe.data.lower_case, columns=columns
+                )
                 progress.advance(articles=f"{len(kept):,}")
 
         for item in drop_duplicates(items()):

@@ -6,12 +6,17 @@ what is done with the files.
 
 import difflib
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
+from pressroom import hub
 from pressroom.console import UserError
 from pressroom.files import home, sha256_file, sha256_json
+from pressroom.hub import Repo
 from pressroom.sections import Model
 
+_NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -19,7 +24,7 @@ def model_folder(model: Model, *, weights: bool = True) -> Path:
     """The folder that holds the base model.
 
     Args:
-        model: A local folder relative to home, or a hub id.
+        model: A local folder relative to home, or a hub id, whose files are brought here.
         weights: Whether the safetensors are needed too, or only configuration and tokenizer.
 
     Raises:
@@ -27,18 +32,27 @@ def model_folder(model: Model, *, weights: bool = True) -> Path:
     """
     local = home() / model.base
     if local.is_dir():
-        folder = local
-    elif model.base.count("/") == 1 and not model.base.startswith((".", "/")):
-        folder = _snapshot(model, weights=weights)
-    else:
+        _check(str(local), [file.name for file in local.iterdir() if file.is_file()], weights)
+        return local
+    if model.base.count("/") != 1 or model.base.startswith((".", "/")):
         raise UserError(_not_found(local, model.base))
-    needed = ["config.json", "tokenizer.json", "tokenizer_config.json"]
-    missing = [name for name in needed if not (folder / name).is_file()]
-    if weights and not list(folder.glob("*.safetensors")):
+    found = hub.listing(Repo("model", model.base, model.revision, "model.base"))
+    names = [name for name in found.sizes if "/" not in name]
+    _check(model.base, names, weights)
+    suffixes = (".json", ".safetensors") if weights else (".json",)
+    return hub.fetch(found, [name for name in names if name.endswith(suffixes)])
+
+
+def _check(place: str, names: Sequence[str], weights: bool) -> None:
+    """Refuse a model that lacks files, before anything is brought here or read."""
+    missing = [name for name in _NEEDED if name not in names]
+    reason = ""
+    if weights and not any(name.endswith(".safetensors") for name in names):
         missing.append("*.safetensors")
+        for pickled in [name for name in names if name.endswith(_PICKLES)][:1]:
+            reason = f" ({pickled} is not read: a pickle can run any code; safetensors cannot)"
     if missing:
-        raise UserError(f"model.base: {folder} has no {', '.join(missing)}")
-    return folder
+        raise UserError(f"model.base: {place} has no {', '.join(missing)}{reason}")
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -57,21 +71,6 @@ def _sampled(path: Path) -> str:
             file.seek(max(size - 2**16, 0) * number // 63)
             digest.update(file.read(2**16))
     return digest.hexdigest()
-
-
-def _snapshot(model: Model, *, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", *(["*.safetensors"] if weights else [])]
-    try:
-        return Path(snapshot_download(model.base, revision=model.revision, allow_patterns=patterns))
-    except Exception as error:  # the hub's client raises many kinds, by what is wrong on the way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"model.base: {model.base} is not a local folder, and the hub did not give it "
-            f"({reason}). Without a network, download it elsewhere and give its folder; a gated "
-            "model needs its licence accepted on the hub and HF_TOKEN in the environment"
-        ) from None
 
 
 def _not_found(local: Path, base: str) -> str:

@@ -13,6 +13,7 @@ import click
 from pressroom import console
 
 COMMANDS = {
+    "download": ("pressroom.download:main", "A model and hub data sets -> this machine's cache."),
     "prep": ("data_prep.prepare:main", "Articles -> tokenized, packed Arrow shards."),
     "doctor": ("train.doctor:main", "Is this machine fit, and what to do where it is not."),
     "train": ("launch.stages:train", "Fine-tune on this machine's GPUs, or its CPU."),
@@ -45,8 +46,8 @@ class _Table(click.Group):
 def main() -> None:
     """News articles in, a fine-tuned Llama 2 out.
 
-    A RECIPE is a YAML file or the name of a shipped one (demo, llama2_7b, llama2_70b);
-    `key=value` after it overrides one of its keys. A RUN is a run's folder or name.
+    A RECIPE is a YAML file or the name of a shipped one (demo, llama2_7b, llama2_13b,
+    llama2_70b); `key=value` after it overrides one of its keys. A RUN is a run's folder or name.
     """
 
 

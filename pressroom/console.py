@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 log = logging.getLogger("pressroom")
 
 # Notes of libraries to each other's developers, some written when they are imported.
-for _library in ("bitsandbytes", "huggingface_hub"):
-    logging.getLogger(_library).setLevel(logging.ERROR)
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it sets its logger's level when imported
 warnings.filterwarnings("ignore", category=FutureWarning)
 
 _SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")

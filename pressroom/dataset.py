@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pressroom import prompts
+from pressroom import prompts, sources
 from pressroom.console import UserError
 from pressroom.files import home, publish_json, sha256_file, sha256_json
 from pressroom.recipe import Recipe
@@ -79,45 +79,32 @@ def article_files(recipe: Recipe) -> dict[str, Path]:
     """The files that `data.articles` names, in the order given, each once.
 
     Returns:
-        Name, relative to home where the file lies there, -> path.
+        Name -> path, as `sources.find` names them.
 
     Raises:
-        UserError: Naming every pattern that matches nothing and every empty file.
+        UserError: Naming every entry that matches nothing and every empty file.
     """
     files: dict[str, Path] = {}
     problems = []
-    for pattern in recipe.data.articles:
+    for entry in recipe.data.articles:
         try:
-            found = _matches(pattern)
-        except ValueError as error:
-            problems.append(f"data.articles: {pattern}: {error}")
-            continue
-        if not found:
-            problems.append(f"data.articles: {pattern}: no such file (in {home().absolute()})")
-        for path in found:
-            if not path.is_file():
-                problems.append(f"data.articles: {path}: is not a file")
-            elif path.stat().st_size == 0:
-                problems.append(f"data.articles: {path}: is empty")
-            name = path.relative_to(home()) if path.is_relative_to(home()) else path
-            files[str(name)] = path
+            files.update(sources.find(entry))
+        except UserError as error:
+            problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
     return files
 
 
-def _matches(pattern: str) -> list[Path]:
-    """Files that a path or a glob names; relative ones lie under home."""
-    path = home() / pattern
-    if path.exists():
-        return [path]
-    return sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
-
-
 def spec_of(recipe: Recipe, tokenizer: str) -> dict[str, Any]:
-    """Everything but the articles that decides a dataset's rows, by dotted key."""
+    """Everything but the articles that decides a dataset's rows, by dotted key.
+
+    Columns that are called as our fields are left out, as in datasets older than that section.
+    """
     plain = recipe.to_dict()
-    data = {key: value for key, value in plain["data"].items() if key != "articles"}
+    data = {k: v for k, v in plain["data"].items() if k not in ("articles", "columns")}
+    columns = {f"columns.{k}": v for k, v in plain["data"]["columns"].items() if v != k}
+    data.update(columns)
     return {
         **{f"data.{key}": value for key, value in data.items()},
         "prompt.format": recipe.prompt.format,
@@ -184,10 +171,14 @@ def check(folder: Path, spec: dict[str, Any]) -> Manifest:
 
 def _differences(made: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     return [
-        f"  {key}: the dataset has {made.get(key)!r}, the recipe {wanted.get(key)!r}"
+        f"  {key}: the dataset has {_told(made, key)}, the recipe {_told(wanted, key)}"
         for key in sorted(made.keys() | wanted.keys())
         if made.get(key) != wanted.get(key)
     ]
+
+
+def _told(spec: dict[str, Any], key: str) -> str:
+    return repr(spec[key]) if key in spec else "its default"
 
 
 def verify_shards(folder: Path, manifest: Manifest, splits: tuple[str, ...] = SPLITS) -> None:

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
+from pressroom.columns import Columns
 from pressroom.prompts import FORMATS
 
 Problems = Iterator[tuple[str, str]]
@@ -52,7 +53,8 @@ class Data(Section):
     """The articles and how they are cleaned and divided."""
 
     articles: Annotated[tuple[str, ...], Field(min_length=1)]
-    """JSONL or Parquet files, or globs of them."""
+    """JSONL, Parquet or Arrow files, globs, folders of `datasets`, `hub:ORG/NAME[@REV][/GLOB]`."""
+    columns: Columns = Field(default_factory=Columns)
     lower_case: bool = False
     """Whether titles and descriptions are lower-cased."""
     held_out: Share | date = 0.05

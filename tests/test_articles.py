@@ -117,7 +117,7 @@ def test_a_byte_order_mark_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_unknown_kind_of_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"known: .jsonl, .ndjson, .parquet"):
+    with pytest.raises(UserError, match=r"known: .jsonl, .ndjson, .parquet, .arrow"):
         read(tmp_path / "a.csv")
 
 

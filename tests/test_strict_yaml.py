@@ -65,7 +65,7 @@ parallel: {strategy: fsdp}
         "r.yaml:2: nmae: unknown key; did you mean name?",
         'r.yaml:6: data.held_out: must be a number or a date, YYYY-MM-DD, not "lots"',
         "r.yaml:7: data.articles: given twice, first at r.yaml:5",
-        'r.yaml:8: sequence_length: must be a whole number, not "64"',
+        'r.yaml:8: sequence_length: must be a whole number, not "64" (quoted: text, not a number)',
         "r.yaml:9: learning_rate: unknown key; did you mean optimizer.learning_rate?",
         "r.yaml:10: batch.micro_batch_size: 2 does not divide global_batch_size 5",
         'r.yaml:11: optimizer.learning_rate: must be a number, not "2e-4" '
@@ -137,9 +137,9 @@ def test_an_override_given_twice(tmp_path: Path) -> None:
 def test_one_file_is_still_a_list(tmp_path: Path) -> None:
     found = errors(tmp_path, GOOD, "data.articles=a.jsonl", "batch=3", "name=a b")
     assert found == [
+        'command line: name: must be letters, digits, `.`, `_` and `-` only, not "a b"',
         'command line: data.articles: must be a list, not "a.jsonl": [a.jsonl]',
         "command line: batch: must be a section, `key: value` below it, not 3",
-        'command line: name: must be letters, digits, `.`, `_` and `-` only, not "a b"',
     ]
 
 
