@@ -42,6 +42,8 @@ def test_it_learns_and_writes_what_it_did(make_recipe, tiny_model: Path) -> None
         assert row["peak_memory_gib"] > 0
         assert 0 < row["tokens"] <= 4 * 128
     assert not any("token" in p.name or p.suffix == ".bin" for p in run.path.rglob("*"))
+    names = sorted(p.name for p in run.adapter.iterdir())
+    assert names == ["adapter_config.json", "adapter_model.safetensors"]
 
 
 @pytest.mark.parametrize("precision", [(), BF16], ids=["fp32", "bf16"])

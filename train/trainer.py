@@ -195,9 +195,20 @@ class RecipeTrainer(SFTTrainer):
             checkpoint.publish(self.run, self.state.global_step, self.recipe.checkpoint.keep_last)
         self.accelerator.wait_for_everyone()
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapters; every rank calls it.
+
+        Under FSDP the library would gather the whole base first, to write the adapters of it.
+        """
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self._save(output_dir, {name: p.full_tensor().cpu() for name, p in trained.items()})
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # The adapters alone: no tokenizer, and no pickle of the arguments.
+        # The adapters alone: no tokenizer, no pickle of the arguments, no empty model card.
         if self.args.should_save:
-            self.accelerator.unwrap_model(self.model).save_pretrained(
-                output_dir, state_dict=state_dict
-            )
+            folder = Path(output_dir or self.args.output_dir)
+            self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
+            (folder / "README.md").unlink(missing_ok=True)
