@@ -8,6 +8,7 @@ that was killed goes on in its own. Each stage runs as `python -m ROOM.MODULE`: 
 their insides.
 """
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -30,24 +31,36 @@ from pressroom.tokenizer import ArticleTokenizer
 STAGES = ("prep", "train", "evaluate", "merge", "generate")
 
 
+_dry_run = click.option("--dry-run", is_flag=True, help="Check everything, say what would be done.")
+
+
 @click.command()
 @click.argument("recipe", metavar="RECIPE")
 @click.argument("overrides", nargs=-1)
-def main(recipe: str, overrides: tuple[str, ...]) -> None:
+@_dry_run
+def main(recipe: str, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Prepare, train, evaluate, merge and generate; what is done is skipped."""
-    run = run_stages(Recipe.load(recipe, overrides), STAGES)
-    say(f"{'run':11}{run.path}")
-    for name in ("adapter", "merged", "evaluation", "samples"):
-        say(f"{name:11}{getattr(run, name)}")
+    _start(Recipe.load(recipe, overrides), STAGES, dry_run)
 
 
 @click.command()
 @click.argument("recipe", metavar="RECIPE")
 @click.argument("overrides", nargs=-1)
-def train(recipe: str, overrides: tuple[str, ...]) -> None:
+@_dry_run
+def train(recipe: str, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Fine-tune on this machine's GPUs, or its CPU; goes on where a killed run stopped."""
-    run = run_stages(Recipe.load(recipe, overrides), ("prep", "train"))
-    say(f"{'run':11}{run.path}\n{'adapter':11}{run.adapter}")
+    _start(Recipe.load(recipe, overrides), ("prep", "train"), dry_run)
+
+
+def _start(recipe: Recipe, stages: Sequence[str], dry_run: bool) -> None:
+    if dry_run:
+        say(would_do(recipe, stages))
+        return
+    run = run_stages(recipe, stages)
+    say(f"{'run':11}{run.path}")
+    for name in stages[1:]:
+        output = run.output(name)
+        say(f"{output.stem:11}{output}")
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,26 @@ def find_run(recipe: Recipe, keys: Keys) -> RunDir | None:
     return None
 
 
+def would_do(recipe: Recipe, stages: Sequence[str]) -> str:
+    """What `run_stages` would do, after all the checks that it makes before any work.
+
+    Raises:
+        UserError: As `run_stages`, before any work.
+    """
+    keys = stage_keys(recipe)
+    run = find_run(recipe, keys) or RunDir.fresh(recipe)
+    command = _commands(recipe, run, keys)["train"]
+    ranks = int(command[command.index("--num_processes") + 1])
+    lines = [f"{'dataset':11}{keys.dataset}", f"{'run':11}{run.path}"]
+    for number, name in enumerate(stages, start=1):
+        why = to_do(run, keys, name)
+        lines.append(f"[{number}/{len(stages)}] {name}: {why or 'done already'}")
+        if name == "train" and why:
+            lines.append(f"      {recipe.batch.arithmetic(ranks, recipe.sequence_length)}")
+            lines.append(f"      {shlex.join(command)}")
+    return "\n".join(lines)
+
+
 def run_stages(recipe: Recipe, stages: Sequence[str]) -> RunDir:
     """Bring a recipe's stages up to date, in order.
 
@@ -102,25 +135,11 @@ def run_stages(recipe: Recipe, stages: Sequence[str]) -> RunDir:
         UserError: A stage failed; those before it are kept.
     """
     keys = stage_keys(recipe)
-    num_gpus = count_gpus()
-    machine = {
-        "num_gpus": num_ranks(recipe, num_gpus) if num_gpus else 0,
-        "num_cpus": count_cpus(),
-    }
-    # Before any work: will training find what it needs on this machine?
-    train_command(recipe, RunDir(Path()), keys.dataset, **machine)
-    run = find_run(recipe, keys)
-    if run is None:
-        run = RunDir.create(recipe)
+    run = find_run(recipe, keys) or RunDir.fresh(recipe)
+    commands = _commands(recipe, run, keys)  # fails where this machine cannot train the recipe
+    if not run.path.is_dir():
+        run.begin(recipe)
         run.record_stage("train", keys.train)
-    module = (sys.executable, "-m")
-    commands = {
-        "prep": [*module, "data_prep.prepare", str(run.recipe)],
-        "train": train_command(recipe, run, keys.dataset, **machine),
-        "evaluate": [*module, "generate.evaluate", str(run.path)],
-        "merge": [*module, "generate.merge", str(run.path)],
-        "generate": [*module, "generate.sample", str(run.path)],
-    }
     for number, name in enumerate(stages, start=1):
         title = f"[{number}/{len(stages)}] {name}"
         why = to_do(run, keys, name)
@@ -136,6 +155,20 @@ def run_stages(recipe: Recipe, stages: Sequence[str]) -> RunDir:
             run.record_stage(name, getattr(keys, name), seconds)
         log.info("%s: %s", title, human_seconds(seconds))
     return run
+
+
+def _commands(recipe: Recipe, run: RunDir, keys: Keys) -> dict[str, list[str]]:
+    """The command of each stage, on this machine."""
+    num_gpus = count_gpus()
+    ranks = num_ranks(recipe, num_gpus) if num_gpus else 0
+    module = (sys.executable, "-m")
+    return {
+        "prep": [*module, "data_prep.prepare", str(run.recipe)],
+        "train": train_command(recipe, run, keys.dataset, num_gpus=ranks, num_cpus=count_cpus()),
+        "evaluate": [*module, "generate.evaluate", str(run.path)],
+        "merge": [*module, "generate.merge", str(run.path)],
+        "generate": [*module, "generate.sample", str(run.path)],
+    }
 
 
 def to_do(run: RunDir, keys: Keys, name: str) -> str | None:

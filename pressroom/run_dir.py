@@ -24,18 +24,27 @@ class RunDir:
     path: Path
 
     @classmethod
-    def create(cls, recipe: Recipe) -> "RunDir":
-        """Make a new run directory that holds the resolved recipe."""
+    def fresh(cls, recipe: Recipe) -> "RunDir":
+        """A run directory that is not there yet, named by the time."""
         stamp = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
         folder = home() / "runs" / recipe.name
         path, again = folder / stamp, 1
         while path.exists():
             again += 1
             path = folder / f"{stamp}-{again}"
-        path.mkdir(parents=True)
-        run = cls(path)
-        run.write_recipe(recipe)
+        return cls(path)
+
+    @classmethod
+    def create(cls, recipe: Recipe) -> "RunDir":
+        """Make a new run directory that holds the resolved recipe."""
+        run = cls.fresh(recipe)
+        run.begin(recipe)
         return run
+
+    def begin(self, recipe: Recipe) -> None:
+        """Make the directory, with the resolved recipe in it."""
+        self.path.mkdir(parents=True)
+        self.write_recipe(recipe)
 
     @classmethod
     def all(cls, name: str) -> "list[RunDir]":

@@ -14,6 +14,7 @@ from pressroom.sections import STRICT, Positive, Problems, Section
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 Precision = Literal["bf16", "fp16", "fp32"]
+Strategy = Literal["ddp", "fsdp", "fsdp_offload", "zero2", "zero3", "zero3_offload"]
 DTYPES: dict[Precision, Dtype] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -129,7 +130,7 @@ class Optimizer(Section):
 class Parallel(Section):
     """How the work is divided over ranks."""
 
-    strategy: Literal["ddp", "fsdp", "fsdp_offload", "zero2", "zero3", "zero3_offload"] = "ddp"
+    strategy: Strategy = "ddp"
     """Uses `accelerate_configs/STRATEGY.yaml`."""
 
 

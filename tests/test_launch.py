@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import psutil
 import pytest
+from test_train import BF16
 from training import adapter, losses, metrics, train
 
 from data_prep.prepare import prepare
@@ -19,6 +21,7 @@ from pressroom.console import UserError
 from pressroom.gpus import count_gpus
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
+from pressroom.train_sections import Strategy
 
 PRESSROOM = str(Path(sys.executable).with_name("pressroom"))
 
@@ -297,3 +300,70 @@ def test_a_stage_says_why_it_is_done(make_recipe, home: Path) -> None:
     run.samples.touch()
     run.record_stage("generate", "another key", 1.0)
     assert stages.to_do(run, keys, "generate") == "the recipe or an input has changed"
+
+
+@pytest.mark.parametrize(
+    ("name", "num_gpus", "ranks"),
+    [("demo", 0, 1), ("llama2_7b", 2, 1), ("llama2_13b", 4, 4), ("llama2_70b", 8, 8)],
+)
+def test_every_shipped_recipe_runs_dry(
+    make_recipe, home: Path, tiny_model: Path, monkeypatch, name: str, num_gpus: int, ranks: int
+) -> None:
+    """Loaded, held against a model of Llama 2's positions, and its command made; nothing else."""
+    make_recipe()
+    config = json.loads((tiny_model / "config.json").read_text())
+    shutil.copytree(tiny_model, home / "llama")
+    (home / "llama" / "config.json").write_text(
+        json.dumps({**config, "max_position_embeddings": 4096})
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus))))
+    options = ("model.base=./llama", "data.articles=[articles.jsonl]")
+    output = pressroom("run", name, *options, "--dry-run")
+    assert f"accumulation x {ranks} rank" in output
+    assert "[1/5] prep: no dataset yet\n[2/5] train: not done yet" in output
+    assert f"--num_processes {ranks} " in output
+    assert not (home / "data").exists()
+    assert not (home / "runs").exists()
+
+
+@pytest.mark.parametrize("recipe_name", ["demo", "llama2_7b", "llama2_13b", "llama2_70b"])
+@pytest.mark.parametrize("strategy", get_args(Strategy))
+def test_every_strategy_loads_with_every_recipe(strategy: str, recipe_name: str) -> None:
+    """Accelerate itself reads the command that trains, and takes the sharding from the YAML."""
+    from accelerate.commands import launch
+
+    overrides = [f"parallel.strategy={strategy}"]
+    if recipe_name == "llama2_7b" and strategy != "ddp":
+        with pytest.raises(UserError) as caught:
+            Recipe.load(recipe_name, overrides)
+        assert f"fp16 is not supported under {strategy}" in str(caught.value)
+        assert f"cannot save its state under {strategy}" in str(caught.value)
+        overrides += [*BF16, "optimizer.name=adamw_torch_fused"]
+    overrides += ["batch.global_batch_size=16", "batch.micro_batch_size=1"]
+    recipe = Recipe.load(recipe_name, overrides)
+    command = local.train_command(
+        recipe, RunDir(Path("runs/x")), Path("data/d"), num_gpus=2, num_cpus=8
+    )
+    launcher = command.index("accelerate.commands.launch") + 1
+    arguments, _, _ = launch._validate_launch_command(
+        launch.launch_command_parser().parse_args(command[launcher:])
+    )
+    assert (arguments.num_processes, arguments.num_machines) == (2, 1)
+    assert arguments.mixed_precision == "no"
+    assert arguments.gradient_accumulation_steps in (1, None)
+    kinds = (arguments.multi_gpu, arguments.use_fsdp, arguments.use_deepspeed)
+    assert [bool(kind) for kind in kinds] == [
+        strategy == "ddp",
+        strategy.startswith("fsdp"),
+        strategy.startswith("zero"),
+    ]
+    offload = strategy.endswith("_offload")
+    if strategy.startswith("fsdp"):
+        assert str(arguments.fsdp_version) == "2"
+        assert arguments.fsdp_transformer_layer_cls_to_wrap == "LlamaDecoderLayer"
+        assert str(arguments.fsdp_offload_params).lower() == str(offload).lower()
+    if strategy.startswith("zero"):
+        assert str(arguments.zero_stage) == strategy[4]
+        assert arguments.deepspeed_multinode_launcher == "standard"
+        assert arguments.offload_param_device == ("cpu" if offload else "none")
+        assert arguments.offload_optimizer_device == ("cpu" if offload else "none")
