@@ -53,4 +53,4 @@ def main() -> None:
 
 def entry() -> None:
     """The console script."""
-    console.entry(main)
+    console.entry(main, "pressroom")

@@ -65,8 +65,10 @@ def say(text: str = "") -> None:
     sys.stdout.flush()
 
 
-def entry(command: Callable[..., object]) -> NoReturn:
+def entry(command: Callable[..., object], name: str | None = None) -> NoReturn:
     """Run a click command; end the process with 0, 2 for a user's mistake, 130 when interrupted.
+
+    `name` is what it is called in its own messages.
 
     What else is raised is our own mistake: its traceback is shown, without secrets.
     """
@@ -74,12 +76,18 @@ def entry(command: Callable[..., object]) -> NoReturn:
 
     set_up_logging()
     try:
-        command(standalone_mode=False) if isinstance(command, click.Command) else command()
+        if isinstance(command, click.Command):
+            command(standalone_mode=False, prog_name=name)
+        else:
+            command()
     except UserError as error:
         _end(f"error: {error}", 2)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        _end((context.get_usage() + "\n" if context else "") + f"error: {error.message}", 2)
+        message = error.format_message()
+        if isinstance(error, click.NoSuchOption) and not error.possibilities:
+            message += " A recipe's keys are given without dashes: section.key=value"
+        _end((context.get_usage() + "\n" if context else "") + f"error: {message}", 2)
     except (KeyboardInterrupt, click.Abort):
         _end("interrupted", 130)
     except BrokenPipeError:

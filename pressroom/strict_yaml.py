@@ -120,7 +120,8 @@ def _explain(
             note = f": [{given}]"
         kinds = dict.fromkeys(message.removeprefix("must be ") for message in messages)
         told = f"must be {' or '.join(kinds)}" if len(kinds) > 1 else messages[0]
-        yield source.where(key), f"{dotted(key)}: {told}, not {json.dumps(given)}{note}"
+        seen = f", not {json.dumps(given)}{note}" if given else ""
+        yield source.where(key), f"{dotted(key)}: {told}{seen}"
 
 
 def _unknown(cls: Any, key: Key) -> str:

@@ -1,0 +1,312 @@
+"""Every user's mistake that was thought of, made; what is said is `docs/errors.md`.
+
+`make docs` writes that page anew from what is said here.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import invented_articles, write_jsonl
+
+from pressroom import cli
+
+PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
+RECIPE = """\
+name: news
+model: {base: ./llama}
+data:
+  articles: ["articles/*.jsonl"]
+  held_out: 0.1
+sequence_length: 128
+batch: {global_batch_size: 4, micro_batch_size: 2}
+optimizer: {learning_rate: 2e-4, num_steps: 2}
+memory: {precision: fp32}
+quantization: {compute_dtype: float32, storage_dtype: float32}
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Mistake:
+    """What was done wrong, and the command that meets it."""
+
+    title: str
+    command: str
+    make: Callable[[Path], object] = lambda home: None
+
+
+def _edit(name: str, old: str, new: str) -> Callable[[Path], object]:
+    def change(home: Path) -> None:
+        text = (home / name).read_text()
+        assert old in text
+        (home / name).write_text(text.replace(old, new, 1))
+
+    return change
+
+
+def _write(name: str, content: str | bytes) -> Callable[[Path], object]:
+    def write(home: Path) -> None:
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return write
+
+
+def _cut(pattern: str) -> Callable[[Path], object]:
+    def cut(home: Path) -> None:
+        (path,) = home.glob(pattern)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return cut
+
+
+def _remove(pattern: str) -> Callable[[Path], object]:
+    def remove(home: Path) -> None:
+        for path in list(home.glob(pattern)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return remove
+
+
+def _config(**changes: object) -> Callable[[Path], object]:
+    def change(home: Path) -> None:
+        path = home / "llama" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+def _other_adapter(home: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    (path,) = home.glob("runs/news/*/adapter/adapter_model.safetensors")
+    tensors = load_file(path)
+    save_file({name: torch.zeros(3, 3) for name in tensors}, path)
+
+
+DRY = "pressroom run my.yaml --dry-run"
+RUN = "pressroom run my.yaml"
+CATALOGUE: dict[str, list[Mistake]] = {
+    "The recipe": [
+        Mistake("A misspelt key", DRY, _edit("my.yaml", "held_out", "heldout")),
+        Mistake(
+            "Keys as other trainers call them",
+            DRY + " lora_r=16 per_device_train_batch_size=1 load_in_4bit=true max_seq_length=512",
+        ),
+        Mistake(
+            "Several mistakes at once",
+            DRY + " optimizer.lr=1e-4",
+            _edit("my.yaml", "held_out: 0.1\nsequence_length: 128", "held_out: 3\nseq_length: 128"),
+        ),
+        Mistake("A number in quotes", DRY, _edit("my.yaml", "2e-4", '"2e-4"')),
+        Mistake("A key given twice", DRY, _edit("my.yaml", "sequence", "name: x\nsequence")),
+        Mistake("An override given twice", DRY + " seed=1 seed=2"),
+        Mistake("An override that is none", DRY + " lora.r:16"),
+        Mistake("A recipe's key with dashes", RUN + " --num_steps 2"),
+        Mistake("A file where a list belongs", DRY + " data.articles=articles/a.jsonl"),
+        Mistake("An empty list", DRY + " data.articles=[]"),
+        Mistake("A word that is none of those known", DRY + " parallel.strategy=fdsp"),
+        Mistake("A prompt format that is not known", DRY + " prompt.format=lama2-chat"),
+        Mistake("Not YAML", DRY, _edit("my.yaml", "{base: ./llama}", "{base: ./llama")),
+        Mistake("A tab", DRY, _edit("my.yaml", "  articles", "\tarticles")),
+        Mistake("Not text", DRY, _write("my.yaml", b"name: caf\xe9\n")),
+        Mistake("A required section is missing", DRY, _edit("my.yaml", "batch:", "# batch:")),
+        Mistake("No such file", "pressroom run mine.yaml"),
+        Mistake("Almost the name of a shipped recipe", "pressroom train llama2-7b"),
+        Mistake("Steps and epochs", DRY + " optimizer.num_epochs=1"),
+        Mistake("A micro-batch that does not divide the batch", DRY + " batch.micro_batch_size=3"),
+        Mistake(
+            "Codes that FSDP would leave whole on every GPU",
+            DRY + " parallel.strategy=fsdp quantization.storage_dtype=uint8",
+        ),
+        Mistake("Two compute dtypes", DRY + " memory.precision=bf16"),
+        Mistake(
+            "An optimizer whose state cannot be sharded",
+            DRY + " parallel.strategy=zero3 optimizer.name=paged_adamw_8bit",
+        ),
+        Mistake("A row longer than the model's positions", DRY + " sequence_length=8192"),
+        Mistake("A layer that is not there", DRY + " lora.target_modules=[q_porj,lm_head]"),
+        Mistake("A tracker that is not installed", DRY + " tracking.trackers=[wandb]"),
+    ],
+    "Articles": [
+        Mistake("No such file", DRY + " data.articles=[artikles/*.jsonl]"),
+        Mistake("An empty file", DRY, _write("articles/a.jsonl", "")),
+        Mistake("A JSON array", RUN, _write("articles/a.jsonl", '[{"title": "T"},\n{}]\n')),
+        Mistake(
+            "Latin-1", RUN, _write("articles/a.jsonl", '{"title": "Caf\xe9"}'.encode("latin-1"))
+        ),
+        Mistake(
+            "Other names for the columns",
+            RUN,
+            _write("articles/a.jsonl", '{"headline": "T", "summary": "D"}\n'),
+        ),
+        Mistake(
+            "A table in CSV",
+            RUN + " data.articles=[a.csv]",
+            _write("a.csv", "title,description\nT,D\n"),
+        ),
+        Mistake("Nothing left to hold out", RUN + " data.held_out=2030-01-01"),
+        Mistake(
+            "Something that is not Parquet",
+            RUN + " data.articles=[a.parquet]",
+            _write("a.parquet", "PAR1"),
+        ),
+        Mistake("A hub's data set without a network", RUN + " data.articles=[hub:org/news]"),
+        Mistake("Not a hub's data set", RUN + " data.articles=[hub:news]"),
+    ],
+    "The model": [
+        Mistake("No such folder", DRY + " model.base=./lama"),
+        Mistake("A hub's model without a network", DRY + " model.base=meta-llama/Llama-2-7b-hf"),
+        Mistake("Not a Llama", DRY, _config(model_type="gpt2")),
+        Mistake("A config.json that is cut", DRY, _write("llama/config.json", "{")),
+        Mistake("No tokenizer", DRY, _remove("llama/tokenizer.json")),
+        Mistake(
+            "Pickled weights only",
+            DRY,
+            lambda home: (
+                _remove("llama/*.safetensors")(home),
+                _write("llama/pytorch_model.bin", "x")(home),
+            ),
+        ),
+        Mistake(
+            "A tokenizer without eos",
+            DRY,
+            _write("llama/tokenizer_config.json", '{"bos_token": "<s>"}'),
+        ),
+    ],
+    "This machine": [
+        Mistake("Sharding without a GPU", DRY + " parallel.strategy=fsdp"),
+        Mistake(
+            "fp16 and paged optimizers without a GPU",
+            DRY + " memory.precision=fp16 quantization.compute_dtype=float16 "
+            "optimizer.name=paged_adamw_32bit",
+        ),
+    ],
+    "Runs": [
+        Mistake("No such run", "pressroom merge nwes"),
+        Mistake("Training is not finished", "pressroom merge news", _remove("runs/news/*/adapter")),
+        Mistake("A cut adapter", "pressroom merge news", _cut("runs/news/*/adapter/*.safetensors")),
+        Mistake("A lost adapter", "pressroom merge news", _remove("runs/news/*/adapter/*tensors")),
+        Mistake("Another model's adapter", "pressroom merge news", _other_adapter),
+        Mistake("Cut base weights", "pressroom evaluate news", _cut("llama/*.safetensors")),
+        Mistake(
+            "Damaged notes of a run",
+            RUN,
+            _write("runs/news/x/recipe.yaml", RECIPE)
+            and (
+                lambda home: [
+                    _write(f"runs/news/{r.name}/stages.json", "{")(home)
+                    for r in (home / "runs" / "news").iterdir()
+                ]
+            ),
+        ),
+        Mistake("A dataset that is gone", "pressroom evaluate news", _remove("data")),
+        Mistake(
+            "A shard with another byte", "pressroom evaluate news", _cut("data/*/held_out/*.arrow")
+        ),
+        Mistake("A manifest that is cut", "pressroom evaluate news", _cut("data/*/manifest.json")),
+        Mistake("Cut held-out texts", "pressroom generate news", _cut("data/*/held_out.jsonl")),
+    ],
+    "The command": [
+        Mistake("Almost a command", "pressroom merg news"),
+        Mistake("Nothing to work on", "pressroom run"),
+        Mistake("A value that cannot be", "pressroom generate news --temperature -1"),
+    ],
+}
+ALL = [mistake for mistakes in CATALOGUE.values() for mistake in mistakes]
+
+
+@pytest.fixture(scope="session")
+def workplace(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a model, articles, a recipe and a finished run of it."""
+    from training import train
+
+    folder = tmp_path_factory.mktemp("workplace")
+    shutil.copytree(tiny_model, folder / "llama")
+    write_jsonl(folder / "articles" / "a.jsonl", invented_articles(40))
+    (folder / "my.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("PRESSROOM_HOME", raising=False)
+        run = train(recipe="my.yaml")
+        run.path.rename(run.path.with_name("2026-11-22T10-00-00"))
+    return folder
+
+
+@pytest.fixture
+def said(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> Callable[[Mistake], str]:
+    """Makes a mistake in a copy of the workplace; returns what is said, without its paths."""
+    folder = tmp_path / "news"
+    shutil.copytree(workplace, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("PRESSROOM_HOME", raising=False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("COLUMNS", "100")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def make(mistake: Mistake) -> str:
+        mistake.make(folder)
+        monkeypatch.setattr(sys, "argv", mistake.command.split())
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.entry()
+        told = capfd.readouterr()
+        assert ended.value.code in (1, 2), told
+        assert "Traceback" not in told.err, told.err
+        for path in (folder.resolve(), folder):
+            told_err = told.err.replace(str(path), "~/news")
+        lines = [line for line in told_err.splitlines() if not line[:2].isdigit()]
+        return "\n".join(lines).strip()
+
+    return make
+
+
+FOUND: dict[Mistake, str] = {}
+
+
+def page() -> str:
+    """The whole catalogue, from what was said."""
+    lines = [
+        "# Errors",
+        "",
+        "Mistakes, the command that meets each, and what it says. Made by `make docs` from",
+        "`tests/test_errors.py`, which makes every one of them in this recipe or beside it:",
+        "",
+        f"```yaml\n{RECIPE}```",
+    ]
+    for group, mistakes in CATALOGUE.items():
+        lines += ["", f"## {group}"]
+        for mistake in mistakes:
+            lines += ["", _section(mistake)]
+    return "\n".join(lines) + "\n"
+
+
+def _section(mistake: Mistake) -> str:
+    return f"### {mistake.title}\n\n`{mistake.command}`\n\n```\n{FOUND[mistake]}\n```"
+
+
+@pytest.mark.parametrize("mistake", ALL, ids=lambda mistake: mistake.title)
+def test_what_is_said(mistake: Mistake, said: Callable[[Mistake], str]) -> None:
+    FOUND[mistake] = said(mistake)
+    if not os.environ.get("WRITE_DOCS"):
+        assert _section(mistake) in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_page_has_nothing_else() -> None:
+    if len(FOUND) < len(ALL):
+        pytest.skip("not every mistake was made in this run")
+    if os.environ.get("WRITE_DOCS"):
+        PAGE.write_text(page(), encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == page()
+    assert len({mistake.title for mistake in ALL}) > 50
