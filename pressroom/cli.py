@@ -14,6 +14,10 @@ from pressroom import console
 
 COMMANDS = {
     "prep": ("data_prep.prepare:main", "Articles -> tokenized, packed Arrow shards."),
+    "inspect": (
+        "data_prep.inspect:main",
+        "Decoded rows with the loss mask, lengths and packing.",
+    ),
     "train": ("launch.stages:train", "Fine-tune on this machine's GPUs, or its CPU."),
     "evaluate": ("generate.evaluate:main", "Held-out perplexity of a run, base beside tuned."),
     "merge": ("generate.merge:main", "Adapter + base -> one model folder that any client loads."),
