@@ -38,7 +38,7 @@ def _unknown_id(pieces: Pieces, promise: Promise) -> Mask:
 def _inner_special(pieces: Pieces, promise: Promise) -> Mask:
     special_N = (pieces.ids_N == promise.bos_id) | (pieces.ids_N == promise.eos_id)
     special_N[pieces.starts_P] = False
-    special_N[pieces.ends_P[ends(pieces, promise)] - 1] = False
+    special_N[pieces.ends_P - 1] = False
     return pieces.any(special_N)
 
 

@@ -276,6 +276,11 @@ def _overlong(rows: list[Row]) -> None:
     del rows[6]
 
 
+def _empty_piece(rows: list[Row]) -> None:
+    for column in ("seq_lengths", "prompt_lengths"):
+        rows[3][column].insert(0, 0)
+
+
 def _merged_articles(rows: list[Row]) -> None:
     first, second, *others = rows[2]["seq_lengths"]
     rows[2]["seq_lengths"] = [first + second, *others]
@@ -316,7 +321,7 @@ COUNTS, IDS = "rows, tokens", "every id"
             {IDS: "row 2, article 1"},
         ),
         (on(3, seq_lengths=lambda x: x.__setitem__(0, x[0] - 1)), {AGREE: "row 3", COUNTS: "has"}),
-        (on(3, seq_lengths=lambda x: x.insert(0, 0)), {AGREE: "row 3", COUNTS: "has"}),
+        (_empty_piece, {AGREE: "row 3", COUNTS: "has"}),
         (on(3, labels=lambda x: x.pop()), {AGREE: "row 3", COUNTS: "has"}),
         (on(3, prompt_lengths=lambda x: x.pop()), {AGREE: "row 3", COUNTS: "has"}),
     ],
@@ -338,6 +343,14 @@ def test_each_fault_is_found_with_its_row(
     assert code == 1
     assert shown.count("✗") == len(expected)
     assert shown.count("✓") == 12 - len(expected)
+
+
+def test_rows_behind_a_broken_one_keep_their_numbers(make_recipe) -> None:
+    folder = prepare(make_recipe())
+    rewrite(folder, lambda rows: (rows[0]["labels"].pop(), rows[1]["labels"].__setitem__(3, 77)))
+    found = {claim[:5]: place for claim, place in verdicts(folder).items()}
+    assert found["ids, "] == "train row 0 (1)"
+    assert found["a lab"] == "train row 1, article 1 (1)"
 
 
 def test_a_fault_of_the_mask_of_answers(make_recipe) -> None:
