@@ -16,6 +16,7 @@ from data_prep.checks import OF_PIECES, Promise, ends
 from data_prep.columns import Ints, Mask, Pieces, flat, open_shard, sound
 from pressroom.console import Progress
 from pressroom.dataset import IGNORE, SPLITS, Manifest, Shard
+from pressroom.tokenizer import ArticleTokenizer
 
 _AGREE = "ids, labels and lengths of a row agree"
 _FITS = "no row is longer than sequence_length"
@@ -53,7 +54,7 @@ class Verdict:
 
 
 def audit(
-    folder: Path, manifest: Manifest, promise: Promise
+    folder: Path, manifest: Manifest, tokenizer: ArticleTokenizer
 ) -> tuple[dict[str, Split], list[Verdict]]:
     """Look at every row of a dataset.
 
@@ -67,7 +68,7 @@ def audit(
     splits = {}
     with Progress("check", sum(map(manifest.rows, SPLITS)), "row") as progress:
         for name in SPLITS:
-            reader = _Reader(name, promise, verdicts)
+            reader = _Reader(name, Promise.of(manifest, tokenizer), verdicts)
             for shard in (s for s in manifest.shards if s.split == name):
                 reader.read_shard(shard, open_shard(folder / shard.file), progress)
             reader.match_pieces()

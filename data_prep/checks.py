@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.columns import Mask, Pieces
+from pressroom.dataset import Manifest
+from pressroom.tokenizer import ArticleTokenizer
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,17 @@ class Promise:
     bos_id: int
     eos_id: int
     vocabulary_size: int
+
+    @classmethod
+    def of(cls, manifest: Manifest, tokenizer: ArticleTokenizer) -> "Promise":
+        """What a manifest and the tokenizer say of a dataset's rows."""
+        return cls(
+            sequence_length=manifest.spec["sequence_length"],
+            answer_only=manifest.spec["prompt.train_on"] == "answer",
+            bos_id=tokenizer.bos_id,
+            eos_id=tokenizer.eos_id,
+            vocabulary_size=tokenizer.vocabulary_size,
+        )
 
 
 def ends(pieces: Pieces, promise: Promise) -> Mask:

@@ -17,7 +17,6 @@ from pressroom.dataset import IGNORE
 from pressroom.tokenizer import ArticleTokenizer
 
 _MARKS = "⟦⟧⏎"
-_TRAINED, _UNTRAINED = "cyan", "bright_black"
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ def show(found: Sequence[Span], *, color: bool) -> str:
 
 
 def _styled(span: Span) -> str:
-    color = _TRAINED if span.trained else _UNTRAINED
-    return click.style(span.text, fg=color, reverse=span.special or None)
+    color, dim = ("cyan", None) if span.trained else (None, True)
+    return click.style(span.text, fg=color, dim=dim, reverse=span.special or None)
 
 
 def legend(tokenizer: ArticleTokenizer, *, color: bool) -> str:

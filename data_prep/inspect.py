@@ -13,7 +13,6 @@ import click
 import numpy as np
 
 from data_prep.audit import Verdict, audit
-from data_prep.checks import Promise
 from data_prep.columns import open_shard, sound
 from data_prep.decoded import legend, show_row
 from data_prep.figures import figures, report
@@ -67,7 +66,7 @@ def main(
     chosen = _choose(manifest.rows(split), split, rows, only)
     dataset.verify_shards(folder, manifest)  # damaged shards are not read
     room = manifest.spec["sequence_length"]
-    splits, verdicts = audit(folder, manifest, promise_of(manifest, tokenizer))
+    splits, verdicts = audit(folder, manifest, tokenizer)
     checked = [Verdict("every shard has the bytes that were written (sha256)"), *verdicts]
     color = sys.stdout.isatty() and not (no_color or os.environ.get("NO_COLOR"))
     if chosen:
@@ -126,17 +125,6 @@ def _own_tokenizer(folder: Path) -> ArticleTokenizer:
     if tokenizer.fingerprint != Manifest.read(folder).spec["tokenizer"]:
         raise UserError(f"{kept} is not the tokenizer that made the dataset: name its recipe")
     return tokenizer
-
-
-def promise_of(manifest: Manifest, tokenizer: ArticleTokenizer) -> Promise:
-    """What the rows of a dataset were made to be."""
-    return Promise(
-        sequence_length=manifest.spec["sequence_length"],
-        answer_only=manifest.spec["prompt.train_on"] == "answer",
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        vocabulary_size=tokenizer.vocabulary_size,
-    )
 
 
 def _choose(num_rows: int, split: str, rows: int, only: int | None) -> list[int]:
