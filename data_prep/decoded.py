@@ -1,4 +1,4 @@
-r"""One packed row as text in which the loss mask can be seen.
+"""One packed row as text in which the loss mask can be seen.
 
 Colour says what is trained on; reverse video says what is a special token. Without colour,
 brackets enclose what is not trained on. Articles are data: a character that would move the cursor,

@@ -118,8 +118,8 @@ def _own_tokenizer(folder: Path) -> ArticleTokenizer:
     kept = folder / dataset.TOKENIZER
     if not kept.is_dir():
         raise UserError(
-            f"{folder} keeps no tokenizer, for it is older than that: name its recipe, or delete "
-            "it and run `pressroom prep`"
+            f"{folder} keeps no tokenizer, as older datasets do not: name its recipe, or delete it "
+            "and run `pressroom prep`"
         )
     tokenizer = ArticleTokenizer(kept)
     if tokenizer.fingerprint != Manifest.read(folder).spec["tokenizer"]:
