@@ -88,6 +88,7 @@ def prepare(recipe: Recipe) -> Path:
         assert counts["read"] == len(rejects) + sum(counts[s] for s in dataset.SPLITS)
         _write_lines(partial / "rejects.jsonl", map(asdict, rejects))
         shards.describe(partial)
+        tokenizer.save(partial / dataset.TOKENIZER)
         Manifest(
             key=key,
             spec=spec,

@@ -13,9 +13,13 @@ import click
 from pressroom import console
 
 COMMANDS = {
+    "doctor": ("train.doctor:main", "Is this machine fit, and what to do where it is not."),
     "download": ("pressroom.download:main", "A model and hub data sets -> this machine's cache."),
     "prep": ("data_prep.prepare:main", "Articles -> tokenized, packed Arrow shards."),
-    "doctor": ("train.doctor:main", "Is this machine fit, and what to do where it is not."),
+    "inspect": (
+        "data_prep.inspect:main",
+        "Decoded rows with the loss mask, lengths and packing.",
+    ),
     "train": ("launch.stages:train", "Fine-tune on this machine's GPUs, or its CPU."),
     "evaluate": ("generate.evaluate:main", "Held-out perplexity of a run, base beside tuned."),
     "merge": ("generate.merge:main", "Adapter + base -> one model folder that any client loads."),

@@ -19,6 +19,8 @@ FORMAT_VERSION = 1
 SPLITS = ("train", "held_out")
 IGNORE = -100
 """The label of a token that carries no loss."""
+TOKENIZER = "tokenizer"
+"""The folder of a dataset that holds the tokenizer it was made with."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,10 +49,15 @@ def _partial(path: Path) -> Path:
 
 
 def publish_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old text or the new, never a part."""
+    """`publish_bytes` of a text, in UTF-8."""
+    publish_bytes(path, text.encode())
+
+
+def publish_bytes(path: Path, content: bytes) -> None:
+    """Write a small file so that a reader sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content)
     _sync(partial)
     partial.replace(path)
     _sync(path.parent)

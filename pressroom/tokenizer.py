@@ -7,8 +7,10 @@ pipelines lose tokens.
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ class ArticleTokenizer:
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "tokenizer.json"
+        self._path = path = folder / "tokenizer.json"
         if not path.is_file():
             raise UserError(f"model.base: {folder} has no tokenizer.json")
         try:
@@ -49,6 +51,7 @@ class ArticleTokenizer:
         self._tokenizer.encode_special_tokens = True
         self.bos_id = self._special(config, "bos_token", folder)
         self.eos_id = self._special(config, "eos_token", folder)
+        self.vocabulary_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.fingerprint = f"{sha256_file(path)} bos {self.bos_id} eos {self.eos_id}"
 
     def _special(self, config: dict[str, Any], name: str, folder: Path) -> int:
@@ -79,3 +82,36 @@ class ArticleTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text, special tokens shown."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def decode_runs(self, runs: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of runs of ids that follow each other; joined, they are the text of all the ids.
+
+        Decoded one by one they are not: a space before a word belongs to the word's token but is
+        stripped where a text begins, and a character of several tokens would fall apart. One that
+        two runs share belongs to the later.
+        """
+        ids = list(chain.from_iterable(runs))
+        whole = self.decode(ids)
+        stops = list(accumulate(map(len, runs)))[:-1]
+        # Behind a part of a character stands a replacement for it.
+        ends = sorted(len(self.decode(ids[:stop]).rstrip("\ufffd")) for stop in stops)
+        return [whole[start:end] for start, end in pairwise([0, *ends, len(whole)])]
+
+    def special_names(self) -> dict[int, str]:
+        """Id -> name of every token that no text contains, BOS and eos among them."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        names = {number: token.content for number, token in added.items() if token.special}
+        for number in (self.bos_id, self.eos_id):
+            names[number] = str(self._tokenizer.id_to_token(number))
+        return names
+
+    def save(self, folder: Path) -> None:
+        """Write a new folder from which the same tokenizer is read.
+
+        Its bytes follow from the fingerprint: of tokenizer_config.json, BOS and eos alone.
+        """
+        folder.mkdir()
+        shutil.copyfile(self._path, folder / self._path.name)
+        names = {"bos_token": self.bos_id, "eos_token": self.eos_id}
+        config = {name: self._tokenizer.id_to_token(number) for name, number in names.items()}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), "utf-8")
