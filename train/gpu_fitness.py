@@ -46,7 +46,8 @@ def _sight(machine: Machine) -> Findings:
         do = f"export CUDA_VISIBLE_DEVICES={','.join(map(str, range(len(stack.gpus))))}"
         yield Finding("problem", "GPU", what, do)
     elif not listed and not counted:
-        yield Finding("note", "GPU", "none: training runs on the CPU", "fine for a small model")
+        do = "enough for a model as small as the demo's; a larger one needs an NVIDIA GPU"
+        yield Finding("note", "GPU", "none: training runs on the CPU", do)
     elif not counted:
         what = f"all {listed} are hidden{shown}: training runs on the CPU"
         yield Finding("note", "GPU", what, "unset CUDA_VISIBLE_DEVICES")
@@ -95,8 +96,8 @@ def compiled_for(archs: Sequence[str], capability: tuple[int, int]) -> bool:
 
     A cubin runs on its own major version from its minor on, PTX on all that are newer.
 
-    >>> compiled_for(["sm_75", "sm_80"], (8, 6)), compiled_for(["sm_75", "sm_80"], (7, 0))
-    (True, False)
+    >>> [compiled_for(["sm_75", "sm_80"], cc) for cc in ((7, 0), (7, 5), (8, 6), (9, 0))]
+    [False, True, True, False]
     """
     mine = 10 * capability[0] + capability[1]
     known = [re.match(r"(sm|compute)_(\d+)", arch) for arch in archs]
