@@ -51,7 +51,7 @@ def _sight(machine: Machine) -> Findings:
     elif not counted:
         what = f"all {listed} are hidden{shown}: training runs on the CPU"
         yield Finding("note", "GPU", what, "unset CUDA_VISIBLE_DEVICES")
-    elif not stack.torch_cuda:
+    elif listed and not stack.torch_cuda:
         what = f"torch {stack.torch} is a CPU build, and the driver lists {listed} GPUs"
         cuda = f"CUDA {driver.cuda} or older" if driver and driver.cuda else "the driver's CUDA"
         do = f"pip uninstall torch, then install a build for {cuda} as pytorch.org tells"
