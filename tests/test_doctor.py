@@ -139,6 +139,11 @@ def test_a_machine_without_gpu_trains_on_its_cpu() -> None:
             "torch sees none: CUDA finds none",  # 12.4 runs what was built for 12.8
         ),
         (
+            {"stack": stack(torch_cuda=None), "driver": None, "visible": "0", "counted_gpus": 1},
+            "problem",
+            "1 are there (CUDA_VISIBLE_DEVICES=0), torch sees none: CUDA finds none",
+        ),
+        (
             {"stack": stack(broken={"cuda": "Error 802: system not yet initialized"})},
             "problem",
             "2 are there, torch sees none: Error 802: system not yet initialized",

@@ -56,7 +56,7 @@ def _sight(machine: Machine) -> Findings:
         cuda = f"CUDA {driver.cuda} or older" if driver and driver.cuda else "the driver's CUDA"
         do = f"pip uninstall torch, then install a build for {cuda} as pytorch.org tells"
         yield Finding("problem", "GPU", what, do)
-    elif driver and driver.cuda and _major(driver.cuda) < _major(stack.torch_cuda):
+    elif driver and _is_older(driver.cuda, stack.torch_cuda):
         what = f"the driver runs CUDA {driver.cuda}, torch is built for {stack.torch_cuda}"
         do = f"update the driver, or install a torch built for CUDA {driver.cuda} or older"
         yield Finding("problem", "GPU", what, do)
@@ -157,8 +157,9 @@ def _bitsandbytes(machine: Machine) -> Findings:
         yield Finding("ok", subject, what)
 
 
-def _major(version: str) -> int:
-    return int(version.partition(".")[0])
+def _is_older(driver: str, build: str | None) -> bool:
+    """Whether a driver's CUDA is of an older major version than a build's: within one, all run."""
+    return bool(driver and build) and int(driver.split(".")[0]) < int(str(build).split(".")[0])
 
 
 RULES = (_torch, _driver, _sight, _gpus, _several_gpus, _bitsandbytes)
