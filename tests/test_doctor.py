@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -22,7 +24,7 @@ from train.fitness import Finding
 from train.gpu_fitness import NF4_TOLERANCE
 from train.inputs import Inputs, look
 from train.machine import Folder, Library, Machine, probe, shadows
-from train.stack import Gpu, Stack
+from train.stack import Gpu, Stack, probe_stack
 
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", capability=(9, 0), memory_gib=79.6, free_gib=79.1)
 V100 = Gpu(name="Tesla V100-SXM2-16GB", capability=(7, 0), memory_gib=15.8, free_gib=15.4)
@@ -103,6 +105,7 @@ def with_override(*overrides: str) -> Recipe:
 def test_a_node_of_h100_is_fit(recipe: Recipe) -> None:
     found = findings(machine(*[H100] * 8), recipe, Inputs(geometry=SIZES["70b"]))
     assert not_ok(found) == []
+    assert "\x1b[32m✓" in show(found, recipe, colour=True)
     told = show(found, recipe, colour=False)
     assert "8 x NVIDIA H100 80GB HBM3, 80 GiB, compute capability 9.0, bf16" in told
     assert "8 global = 1 micro x 1 accumulation x 8 ranks" in told
@@ -129,6 +132,16 @@ def test_a_machine_without_gpu_trains_on_its_cpu() -> None:
             {"stack": stack(torch_cuda="13.0")},
             "problem",
             "the driver runs CUDA 12.8, torch is built for 13.0 -> update the driver",
+        ),
+        (
+            {"stack": stack(), "driver": Driver(version="550", cuda="12.4", gpus=("H100",) * 2)},
+            "problem",
+            "torch sees none: CUDA finds none",  # 12.4 runs what was built for 12.8
+        ),
+        (
+            {"stack": stack(torch_cuda=None), "driver": None, "visible": "0", "counted_gpus": 1},
+            "problem",
+            "1 are there (CUDA_VISIBLE_DEVICES=0), torch sees none: CUDA finds none",
         ),
         (
             {"stack": stack(broken={"cuda": "Error 802: system not yet initialized"})},
@@ -251,6 +264,7 @@ def test_versions_out_of_range_and_missing() -> None:
         Library(name="transformers", version="4.46.0", wanted=">=5.23,<5.24"),
         Library(name="peft", version=None, wanted=">=0.21.2,<0.22"),
         Library(name="torch", version="2.13.0+cpu", wanted=">=2.8,<2.14"),
+        Library(name="torch", version="2.9.0a0+145a3a7bda.nv25.10", wanted=">=2.8,<2.14"),
     )
     told = not_ok(findings(machine(H100, libraries=libraries)))
     assert told == [
@@ -534,6 +548,51 @@ def test_facts_of_this_machine() -> None:
     assert facts.offline
 
 
+def test_why_cuda_is_not_available_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def too_old() -> bool:
+        warnings.warn("CUDA initialization: the driver is too old\nsee below", stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", too_old)
+    found = probe_stack(deepspeed=False, may_fetch=False)
+    assert found.broken == {"cuda": "CUDA initialization: the driver is too old"}
+
+
+def test_bitsandbytes_is_not_tried_where_it_would_fetch_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "kernels.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    found = probe_stack(deepspeed=False, may_fetch=True)
+    assert (found.fetches, found.bitsandbytes, found.nf4) == (True, None, {})
+    found = probe_stack(deepspeed=False, may_fetch=False)
+    assert (found.fetches, bool(found.nf4)) == (False, True)
+
+
+def test_gpus_as_torch_describes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    card = SimpleNamespace(name=H100.name, major=9, minor=0)
+    for name, answer in {
+        "is_available": True,
+        "device_count": 2,
+        "get_arch_list": list(ARCHS),
+        "get_device_properties": card,
+        "mem_get_info": (40 * 2**30, 80 * 2**30),
+        "can_device_access_peer": False,
+    }.items():
+        assert callable(getattr(torch.cuda, name))
+        monkeypatch.setattr(torch.cuda, name, lambda *index, answer=answer: answer)
+    found = probe_stack(deepspeed=False, may_fetch=True)
+    one = Gpu(name=H100.name, capability=(9, 0), memory_gib=80.0, free_gib=40.0)
+    assert (found.gpus, found.torch_archs, found.peers) == ((one, one), ARCHS, False)
+    # There is no such device: NF4 fails on it with torch's own reason, and is a finding.
+    assert list(found.nf4) == ["cpu"]
+    assert list(found.broken) == ["NF4 on cuda:0", "NF4 on cuda:1"]
+
+
 @pytest.mark.gpu
 def test_facts_of_a_gpu() -> None:
     facts = probe(deepspeed=False)
@@ -576,12 +635,18 @@ def test_libraries_that_break_are_findings(home: Path) -> None:
     for name in ("torch", "bitsandbytes"):
         package = home / "broken" / name / name
         package.mkdir(parents=True)
-        (package / "__init__.py").write_text("raise OSError('libcudart.so.12: no such file')\n")
+        # bitsandbytes logs the traceback of its own import, as this does.
+        (package / "__init__.py").write_text(
+            "import logging, sys\nlogging.error('Traceback: broken')\n"
+            "sys.stdout.write('noise')\nsys.stderr.write('noise')\n"
+            "raise OSError('libcudart.so.12: no such file')\n"
+        )
         done = doctor(PYTHONPATH=os.pathsep.join([str(package.parent), ours]))
         assert done.returncode == 1
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("✗")]
         assert line.split() == ["✗", name, "libcudart.so.12:", "no", "such", "file"]
         assert done.stderr == ""
+        assert "noise" not in done.stdout
 
 
 def test_a_recipe_with_a_mistake_is_an_error_of_it(make_recipe, home: Path) -> None:

@@ -83,7 +83,7 @@ def _environment(machine: Machine) -> Findings:
         yield Finding("note", subject, f"{names}: slows training down", f"unset {names}")
     if machine.ranks:
         names = " ".join(machine.ranks)
-        what = f"{names}, left by another launcher: training would wait for ranks that never come"
+        what = f"{names}, left by another launcher: training would take itself for one of its ranks"
         yield Finding("problem", subject, what, f"unset {names}")
     if machine.accelerate:
         names = " ".join(machine.accelerate)

@@ -46,16 +46,17 @@ def _sight(machine: Machine) -> Findings:
         do = f"export CUDA_VISIBLE_DEVICES={','.join(map(str, range(len(stack.gpus))))}"
         yield Finding("problem", "GPU", what, do)
     elif not listed and not counted:
-        yield Finding("note", "GPU", "none: training runs on the CPU", "fine for a small model")
+        do = "enough for a model as small as the demo's; a larger one needs an NVIDIA GPU"
+        yield Finding("note", "GPU", "none: training runs on the CPU", do)
     elif not counted:
         what = f"all {listed} are hidden{shown}: training runs on the CPU"
         yield Finding("note", "GPU", what, "unset CUDA_VISIBLE_DEVICES")
-    elif not stack.torch_cuda:
+    elif listed and not stack.torch_cuda:
         what = f"torch {stack.torch} is a CPU build, and the driver lists {listed} GPUs"
         cuda = f"CUDA {driver.cuda} or older" if driver and driver.cuda else "the driver's CUDA"
         do = f"pip uninstall torch, then install a build for {cuda} as pytorch.org tells"
         yield Finding("problem", "GPU", what, do)
-    elif driver and driver.cuda and _major(driver.cuda) < _major(stack.torch_cuda):
+    elif driver and _is_older(driver.cuda, stack.torch_cuda):
         what = f"the driver runs CUDA {driver.cuda}, torch is built for {stack.torch_cuda}"
         do = f"update the driver, or install a torch built for CUDA {driver.cuda} or older"
         yield Finding("problem", "GPU", what, do)
@@ -95,8 +96,8 @@ def compiled_for(archs: Sequence[str], capability: tuple[int, int]) -> bool:
 
     A cubin runs on its own major version from its minor on, PTX on all that are newer.
 
-    >>> compiled_for(["sm_75", "sm_80"], (8, 6)), compiled_for(["sm_75", "sm_80"], (7, 0))
-    (True, False)
+    >>> [compiled_for(["sm_75", "sm_80"], cc) for cc in ((7, 0), (7, 5), (8, 6), (9, 0))]
+    [False, True, True, False]
     """
     mine = 10 * capability[0] + capability[1]
     known = [re.match(r"(sm|compute)_(\d+)", arch) for arch in archs]
@@ -156,8 +157,9 @@ def _bitsandbytes(machine: Machine) -> Findings:
         yield Finding("ok", subject, what)
 
 
-def _major(version: str) -> int:
-    return int(version.partition(".")[0])
+def _is_older(driver: str, build: str | None) -> bool:
+    """Whether a driver's CUDA is of an older major version than a build's: within one, all run."""
+    return bool(driver and build) and int(driver.split(".")[0]) < int(str(build).split(".")[0])
 
 
 RULES = (_torch, _driver, _sight, _gpus, _several_gpus, _bitsandbytes)
