@@ -13,7 +13,7 @@ import click
 from pressroom import console
 
 COMMANDS = {
-    "doctor": ("train.doctor:main", "Is this machine fit, and what to do where it is not."),
+    "doctor": ("train.doctor.command:main", "Is this machine fit, and what to do where it is not."),
     "download": ("pressroom.download:main", "A model and hub data sets -> this machine's cache."),
     "prep": ("data_prep.prepare:main", "Articles -> tokenized, packed Arrow shards."),
     "inspect": (

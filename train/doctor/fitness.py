@@ -9,7 +9,7 @@ from typing import Literal
 
 from packaging.specifiers import SpecifierSet
 
-from train.machine import Folder, Library, Machine
+from train.doctor.machine import Folder, Library, Machine
 
 
 @dataclass(frozen=True)

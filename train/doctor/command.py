@@ -1,6 +1,6 @@
 """Is this machine fit to train, and what to do where it is not: `pressroom doctor [RECIPE]`.
 
-Facts are gathered once (`train/machine.py`, `train/stack.py`); the findings are pure functions of
+Facts are gathered once (`machine.py`, `stack.py`, `inputs.py`); the findings are pure functions of
 them. Loads no model, queues nothing, and asks the hub only for what a recipe names and the cache
 lacks.
 """
@@ -14,10 +14,10 @@ import click
 
 from pressroom.console import entry, say
 from pressroom.recipe import Recipe
-from train import fitness, gpu_fitness, needs
-from train.fitness import Finding
-from train.inputs import Inputs, look
-from train.machine import Machine, probe
+from train.doctor import fitness, gpu_fitness, needs
+from train.doctor.fitness import Finding
+from train.doctor.inputs import Inputs, look
+from train.doctor.machine import Machine, probe
 
 _MARKS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "problem": ("✗", "red")}
 

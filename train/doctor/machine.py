@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 import pressroom
 from pressroom.files import home
 from pressroom.gpus import Driver, ask_driver, count_gpus
-from train.stack import GIB, Stack, probe_stack
+from train.doctor.stack import GIB, Stack, probe_stack
 
 ROOMS = ("pressroom", "data_prep", "train", "launch", "generate", "accelerate_configs")
 _SLOW = ("CUDA_LAUNCH_BLOCKING", "NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE", "NCCL_IB_DISABLE")

@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from train.fitness import Finding, Findings
-from train.machine import Machine
+from train.doctor.fitness import Finding, Findings
+from train.doctor.machine import Machine
 
 NF4_TOLERANCE = 0.153
 """Half of NF4's widest gap, from -1 to -0.696. Source: Dettmers et al., arXiv:2305.14314, E."""

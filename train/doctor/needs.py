@@ -7,10 +7,10 @@ how training starts.
 from pressroom import gpus
 from pressroom.geometry import nf4_bytes
 from pressroom.recipe import Recipe
-from train.fitness import Finding, Findings
-from train.inputs import Inputs
-from train.machine import Folder, Machine
-from train.stack import GIB
+from train.doctor.fitness import Finding, Findings
+from train.doctor.inputs import Inputs
+from train.doctor.machine import Folder, Machine
+from train.doctor.stack import GIB
 
 
 def _gpus(machine: Machine, recipe: Recipe, inputs: Inputs) -> Findings:
