@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-gpu check clean
+.PHONY: demo test test-gpu check docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python demo/inputs.py
@@ -15,6 +15,9 @@ test: $(VENV)/.installed
 
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu
+
+docs: $(VENV)/.installed
+	WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_reference.py tests/test_errors.py
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -110,7 +110,7 @@ class Optimizer(Section):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate goes on after warm-up."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    """Share of the steps in which the learning rate rises from zero."""
+    """Share of the steps in which the learning rate rises from zero, which is the first step's."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay of the adapters."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 0.3
@@ -131,7 +131,8 @@ class Parallel(Section):
     """How the work is divided over ranks."""
 
     strategy: Strategy = "ddp"
-    """Uses `accelerate_configs/STRATEGY.yaml`."""
+    """ddp: each GPU has the whole base; zero2 divides gradients and optimizer state, fsdp and zero3
+    the base too, their _offload kinds in host memory. `accelerate_configs/` has a file of each."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -6,6 +6,7 @@ own launcher from the strategy's YAML.
 """
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import socket
@@ -104,10 +105,10 @@ def _rank(
 
     torch.set_num_threads(1)
     cpu_fsdp.install()
-    if environment.get("ACCELERATE_USE_DEEPSPEED"):
-        import deepspeed.comm.torch as backend
-
-        backend.build_shm_op = lambda: None  # a minute of compiling; gloo does as well
+    if "ACCELERATE_USE_DEEPSPEED" in environment:
+        backend = importlib.import_module("deepspeed.comm.torch")  # `import as` finds torch itself
+        # A minute of compiling; gloo does as well.
+        backend.build_shm_op = lambda: None  # type: ignore[attr-defined]
     try:
         sender.send((False, function(*arguments)))
     except BaseException:

@@ -108,9 +108,11 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 
 def _code_bytes(module: Any) -> int:
     """Bytes of a layer's 4-bit codes on this rank."""
-    weight = getattr(module, "weight", None)
-    if type(module).__name__ != "Linear4bit" or weight is None:
+    from bitsandbytes.nn import Linear4bit
+
+    if not isinstance(module, Linear4bit):  # peft's wrapper of one is called so too
         return 0
+    weight = module.weight
     if hasattr(weight, "ds_tensor"):
         weight = weight.ds_tensor
     elif hasattr(weight, "to_local"):

@@ -6,8 +6,10 @@ Knows nothing of data, steps or runs.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers.integrations.deepspeed import deepspeed_config
 
@@ -30,6 +32,9 @@ def build(recipe: Recipe, folder: Path, device: torch.device) -> PeftModel:
     with _zero3_precision(recipe):
         base = load_base(folder, recipe.quantization, recipe.memory.precision, place)
     base.config.use_cache = False
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            module.register_state_dict_post_hook(_without_scales)
     torch.manual_seed(recipe.seed)
     model = get_peft_model(base, lora_config(recipe.lora))
     # The adapter says which base it is for: a hub id, or a path that holds from anywhere.
@@ -37,6 +42,15 @@ def build(recipe: Recipe, folder: Path, device: torch.device) -> PeftModel:
     name = str(folder.absolute()) if is_local else recipe.model.base
     model.peft_config["default"].base_model_name_or_path = name
     return model.train()
+
+
+def _without_scales(module: Linear4bit, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Leave the scales of frozen codes out of checkpoints.
+
+    DeepSpeed leaves out frozen parameters, but scales are none: at 70B a GB on every rank.
+    """
+    for name in [name for name in state if name.startswith(f"{prefix}weight.")]:
+        del state[name]
 
 
 @contextmanager
