@@ -73,7 +73,7 @@ def load(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
             values[name] = adapter.validate_json(json.dumps(tree[name]), strict=True)
         except ValidationError as error:
             source.problems.extend(_explain(cls, source, name, error))
-    for name in tree.keys() - cast(Any, cls).__pydantic_fields__.keys():
+    for name in [n for n in tree if n not in cast(Any, cls).__pydantic_fields__]:
         source.problems.append((source.where((name,)), _unknown(cls, (name,))))
     for rule in getattr(cls, "rules", ()):
         needs = inspect.signature(rule).parameters

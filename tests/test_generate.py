@@ -204,12 +204,33 @@ def test_sampling_follows_its_seed(tiny_model: Path) -> None:
 def test_a_run_without_an_adapter_is_told(make_recipe, home: Path) -> None:
     recipe: Recipe = make_recipe()
     unfinished = RunDir.create(recipe)
-    with pytest.raises(UserError, match="has no adapter yet"):
-        load_tuned(unfinished, recipe)
+    for name in ("tiny", str(unfinished.path)):
+        with pytest.raises(UserError, match="has no adapter yet"):
+            RunDir.find(name, trained=True)
     with pytest.raises(UserError, match="training has not begun"):
         _ = unfinished.dataset
-    with pytest.raises(UserError, match=r"no such run under .*; runs of: tiny"):
+    with pytest.raises(UserError, match=r"no such run under .*; did you mean tiny\?"):
         RunDir.find("tniy")
+    with pytest.raises(UserError, match=r"no such run under .*; runs of: tiny"):
+        RunDir.find("other")
+    assert RunDir.find("tiny").path.name == unfinished.path.name
+
+
+def test_a_run_is_found_by_what_a_person_types(make_recipe, home: Path) -> None:
+    recipe: Recipe = make_recipe()
+    finished, unfinished = RunDir.create(recipe), RunDir.create(recipe)
+    finished.adapter.mkdir()
+    stamp = finished.path.name
+    for name in (
+        "tiny",
+        f"tiny/{stamp}",
+        stamp,
+        "runs/tiny",
+        f"runs/tiny/{stamp}",
+        f"runs/tiny/{stamp}/adapter",
+        str(finished.path.absolute()),
+    ):
+        assert RunDir.find(name, trained=True).path.name == stamp, name
     assert RunDir.find("tiny").path.name == unfinished.path.name
 
 
