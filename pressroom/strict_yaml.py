@@ -31,6 +31,7 @@ _WORDS = {
     "date_from_datetime_parsing": "must be a date, YYYY-MM-DD",
     "date_parsing": "must be a date, YYYY-MM-DD",
     "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
     "string_pattern_mismatch": "must be letters, digits, `.`, `_` and `-` only",
 }
 """pydantic's kinds of errors in a user's words; others keep pydantic's."""

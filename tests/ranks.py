@@ -10,11 +10,15 @@ import importlib
 import multiprocessing
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from importlib import resources
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
+
+import pytest
 
 TIMEOUT_SECONDS = 180
 _context = multiprocessing.get_context("forkserver")
@@ -35,6 +39,7 @@ def run_ranks(
     Raises:
         AssertionError: A rank failed or hung; its traceback is the message.
     """
+    _start_server()
     environment = launcher_environment(strategy, world_size)
     ranks = []
     for rank in range(world_size):
@@ -59,6 +64,17 @@ def run_ranks(
         process.join(30)
     assert not failures, "\n".join(failures)
     return results
+
+
+def _start_server() -> None:
+    """Start the server that has the stack imported, unless it runs.
+
+    It drops a preload that it cannot import without a word, and in Python 3.11 it does not get
+    this process's path.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        forkserver.ensure_running()
 
 
 def launcher_environment(strategy: str, world_size: int) -> dict[str, str]:
@@ -100,6 +116,7 @@ def _rank(
     sender: Connection, environment: dict[str, str], function: Callable[..., Any], arguments: Any
 ) -> None:
     os.environ.update(environment)
+    assert "train.sft" in sys.modules, "the server has not imported the stack"
     import cpu_fsdp
     import torch
 

@@ -16,7 +16,7 @@ from training import adapter, losses, metrics, train
 from watch import watched_training
 
 from data_prep.prepare import prepare
-from pressroom.geometry import Geometry, nf4_bytes
+from pressroom.geometry import Geometry
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 
@@ -24,7 +24,6 @@ EXPECTED = {"ddp": "MULTI_CPU", "fsdp": "FSDP", "zero2": "DEEPSPEED", "zero3": "
 KINDS = {
     "qlora-fp32": (),
     "qlora-bf16": BF16,
-    "lora-fp32": ("quantization=null",),
     "lora-bf16": ("quantization=null", "memory.precision=bf16"),
 }
 
@@ -74,10 +73,18 @@ def in_shared_home(shared_home: Path, tiny_model: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strategy", EXPECTED)
-def test_two_ranks_lose_as_one(in_shared_home: Path, strategy: str, kind: str) -> None:
-    options = ("optimizer.num_steps=20", "optimizer.learning_rate=3e-3", *KINDS[kind])
+def test_two_ranks_lose_as_one(
+    in_shared_home: Path, tiny_model: Path, strategy: str, kind: str
+) -> None:
+    options = (
+        "optimizer.num_steps=20",
+        "optimizer.learning_rate=3e-3",
+        "checkpoint.every_steps=20",
+        *KINDS[kind],
+    )
     alone = _alone(options, in_shared_home)
-    together = run_of(train_on(2, strategy, in_shared_home, *options))
+    ranks = train_on(2, strategy, in_shared_home, *options)
+    together = run_of(ranks)
     # ZeRO-3's hooks add up the gradients of parallel layers in another order, which bf16 rounds
     # otherwise: forward passes are equal to the bit until the first such gradient is applied.
     within = 5e-4 if strategy == "zero3" and kind.endswith("bf16") else 1e-4
@@ -93,6 +100,32 @@ def test_two_ranks_lose_as_one(in_shared_home: Path, strategy: str, kind: str) -
     norms = [[r["grad_norm"] for r in metrics(run) if "loss" in r] for run in (together, alone)]
     assert norms[0] == pytest.approx(norms[1], abs=10 * within)
     assert {t.dtype for t in adapter(together).values()} == {torch.float32}
+    for rank in ranks:
+        _numerics_are_those_of_the_table(rank, strategy, kind, Geometry.of(tiny_model))
+    # Adapters and two moments, what a strategy keeps besides; never the base or its scales.
+    adapters = Geometry.of(tiny_model).num_lora_weights(4) * 4
+    copies = tensor_bytes(together.checkpoint(20)) / adapters
+    assert copies == pytest.approx(
+        {"ddp": 3, "fsdp": 4, "zero2": 5, "zero3": 4}[strategy], abs=0.05
+    )
+
+
+def _numerics_are_those_of_the_table(
+    rank: dict[str, Any], strategy: str, kind: str, geometry: Geometry
+) -> None:
+    """`docs/design.md`, Numerics: what each computes, keeps and sends."""
+    compute = "float32" if kind == "qlora-fp32" else "bfloat16"
+    assert rank["dtypes"] == {
+        "base": compute,
+        "compute": compute,
+        "loss": "float32",
+        "adapters": "float32",
+        "gradients": "float32" if strategy in ("ddp", "fsdp") else "",  # ZeRO has taken them
+        "reduction": "float32",
+    }
+    divided = 2 if strategy in ("fsdp", "zero3") else 1
+    codes = geometry.num_linear_weights // 2
+    assert rank["code_bytes"] == (0 if kind == "lora-bf16" else codes / divided)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -122,34 +155,6 @@ def test_ranks_and_accumulation_trade_places(make_recipe, home: Path, strategy: 
                     difference = abs(rank["gradients"][step][name] - gradient).max()
                     assert difference < 1e-5, name
     assert max(abs(g).max() for g in reference[0]["gradients"][2].values()) > 1e-3
-
-
-@pytest.mark.parametrize("kind", ["qlora-bf16", "lora-bf16"])
-@pytest.mark.parametrize("strategy", EXPECTED)
-def test_numerics_are_those_of_the_table(
-    make_recipe, home: Path, tiny_model: Path, strategy: str, kind: str
-) -> None:
-    """`docs/design.md`, Numerics: what each computes, keeps, sends and saves."""
-    make_recipe()
-    options = (*KINDS[kind], "optimizer.num_steps=1", "checkpoint.every_steps=1")
-    ranks = train_on(2, strategy, home, *options)
-    whole = nf4_bytes(Geometry.of(tiny_model).num_linear_weights, double_quant=False) * 4 // 4.5
-    divided = 2 if strategy in ("fsdp", "zero3") else 1
-    for rank in ranks:
-        assert rank["dtypes"] == {
-            "base": "bfloat16",
-            "compute": "bfloat16",
-            "loss": "float32",
-            "adapters": "float32",
-            "gradients": "float32" if strategy in ("ddp", "fsdp") else "",  # ZeRO has taken them
-            "reduction": "float32",
-        }
-        assert rank["code_bytes"] == (whole / divided if kind == "qlora-bf16" else 0)
-    # Adapters and two moments, ZeRO's masters, and ZeRO-2's own copy; never the base or its scales.
-    saved = tensor_bytes(run_of(ranks).checkpoint(1))
-    adapters = Geometry.of(tiny_model).num_lora_weights(4) * 4
-    copies = {"ddp": 3, "fsdp": 3, "zero2": 5, "zero3": 4}
-    assert saved / adapters == pytest.approx(copies[strategy], abs=0.05)
 
 
 def tensor_bytes(folder: Path) -> int:
