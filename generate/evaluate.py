@@ -3,7 +3,7 @@
 Perplexity is exp of the mean NLL over the trained tokens, and beside it over the tokens of the
 descriptions alone, for the template around them is cheap to learn. The base is the same
 quantized model without the adapter; the unquantized base is a third row. Switching the adapter
-off must give the base's numbers bit by bit, and that is checked here.
+off must give the base's numbers, on the CPU bit by bit, and that is checked here.
 """
 
 import math
@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 
 from generate import held_out
 from generate.held_out import HeldOut
-from generate.tuned import device, load_tuned
-from pressroom.base_model import model_folder
+from generate.tuned import base_folder, device, load_tuned
 from pressroom.console import Progress, UserError, entry, log, say
 from pressroom.dataset import IGNORE, Manifest
 from pressroom.files import publish_json
@@ -28,6 +27,9 @@ from pressroom.run_dir import RunDir
 from pressroom.tokenizer import ArticleTokenizer
 
 FEW_ARTICLES = 50
+GPU_TOLERANCE = 0.05
+"""NLL of a token, adapter off against base. On the CPU it is bitwise; a GPU's kernels may add up in
+another order from one load to the next."""
 
 
 @click.command()
@@ -48,7 +50,7 @@ def evaluate(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     """
     articles = held_out.tokens(run.dataset)
     size, precision = recipe.evaluation.micro_batch_size, recipe.memory.precision
-    folder = model_folder(recipe.model)
+    folder = base_folder(run, recipe)
     eos_id = ArticleTokenizer(folder).eos_id
     unquantized = recipe.quantization is not None and _fits(Geometry.of(folder))
     models = 4 if unquantized else 3
@@ -74,13 +76,18 @@ def evaluate(run: RunDir, recipe: Recipe) -> dict[str, Any]:
             "only %d held-out texts: perplexities this few are rough; data.held_out keeps more",
             len(articles),
         )
-    if not all(torch.equal(a, b) for a, b in zip(base, without, strict=True)):
-        raise UserError("with the adapter switched off the model is not the base: do not trust it")
+    apart = max(float((a - b).abs().max()) for a, b in zip(base, without, strict=True))
+    if apart > (GPU_TOLERANCE if torch.cuda.is_available() else 0.0):
+        raise UserError(
+            f"with the adapter switched off the model is not the base (NLL of a token up to "
+            f"{apart:.2g} apart): do not trust it"
+        )
     return {
         "articles": Manifest.read(run.dataset).counts["held_out"],
         "trained_tokens": sum(sum(x != IGNORE for x in a.labels[1:]) for a in articles),
         "perplexity": rows,
-        "adapter_off_is_base_bitwise": True,
+        "adapter_off_is_base_bitwise": apart == 0.0,
+        "adapter_off_largest_difference": apart,
     }
 
 

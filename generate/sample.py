@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from generate import held_out
-from generate.tuned import device, load_tuned
+from generate.tuned import base_folder, device, load_tuned
 from pressroom.base_model import model_folder
 from pressroom.console import entry, log, say
 from pressroom.files import publish_text, readable
@@ -122,7 +122,7 @@ def beside_base(
     requests = recipe_requests(run, recipe)
     log.info("writing %d texts with the tuned model and with the base", len(requests))
     tuned = write(_tuned(run, recipe), recipe, requests, max_new_tokens, temperature)
-    folder = model_folder(recipe.model)
+    folder = base_folder(run, recipe)
     base_model = load_base(folder, recipe.quantization, recipe.memory.precision, device())
     base = write(base_model, recipe, requests, max_new_tokens, temperature)
     return [

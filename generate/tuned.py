@@ -10,7 +10,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from pressroom.base_model import model_folder
+from pressroom.base_model import model_fingerprint, model_folder
+from pressroom.console import UserError
 from pressroom.files import readable
 from pressroom.nn.nf4 import load_base
 from pressroom.recipe import Recipe
@@ -22,6 +23,22 @@ def device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def base_folder(run: RunDir, recipe: Recipe) -> Path:
+    """The base that a run was trained on.
+
+    Raises:
+        UserError: What now bears its name is another: a branch has moved, a folder was replaced.
+    """
+    folder = model_folder(recipe.model)
+    trained_on = run.facts.get("base_fingerprint")
+    if trained_on is not None and model_fingerprint(folder) != trained_on:
+        raise UserError(
+            f"{run.path}: was trained on another model than {folder} is now; give model.base the "
+            "folder, or model.revision the commit, that it was trained on"
+        )
+    return folder
+
+
 def load_tuned(run: RunDir, recipe: Recipe, place: torch.device | None = None) -> PeftModel:
     """The base and the adapter, in eval mode; `disable_adapter()` gives the base.
 
@@ -31,9 +48,9 @@ def load_tuned(run: RunDir, recipe: Recipe, place: torch.device | None = None) -
         place: Where the model goes; `device()` when not given.
 
     Raises:
-        UserError: The adapter or the base is damaged.
+        UserError: The adapter or the base is damaged, or the base another.
     """
-    folder = model_folder(recipe.model)
+    folder = base_folder(run, recipe)
     base = load_base(folder, recipe.quantization, recipe.memory.precision, place or device())
     return add_adapter(base, run.adapter).eval()
 

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 
 from pressroom.console import TOLD, UserError, log
-from pressroom.gpus import most_ranks, needs_gpu
+from pressroom.gpus import count_gpus, most_ranks, needs_gpu
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 
@@ -99,6 +99,8 @@ def run_to_end(what: str, command: Sequence[str]) -> None:
 def _run(command: Sequence[str], variables: dict[str, str]) -> int:
     # A stranger's train.py in the working directory must not be taken for ours.
     environment = {**os.environ, "PYTHONSAFEPATH": "1", **variables}
+    if not count_gpus():
+        environment.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found none
     received: list[int] = []
     with subprocess.Popen(command, env=environment, start_new_session=True) as process:
 

@@ -19,7 +19,7 @@ import click
 
 from launch.local import count_cpus, num_ranks, run_to_end, train_command
 from pressroom import dataset
-from pressroom.base_model import model_fingerprint, model_folder
+from pressroom.base_model import bytes_to_download, model_fingerprint, model_folder
 from pressroom.console import entry, human_seconds, log, say
 from pressroom.files import sha256_json, sizes
 from pressroom.geometry import Geometry
@@ -108,9 +108,18 @@ def find_run(recipe: Recipe, keys: Keys) -> RunDir | None:
 def would_do(recipe: Recipe, stages: Sequence[str]) -> str:
     """What `run_stages` would do, after all the checks that it makes before any work.
 
+    A model that is not here is not brought: its size is said, and no more can be.
+
     Raises:
         UserError: As `run_stages`, before any work.
     """
+    absent = bytes_to_download(recipe.model)
+    if absent:
+        recipe.require_fit(Geometry.of(model_folder(recipe.model, weights=False)))
+        return (
+            f"{'model':11}{recipe.model.base}: {absent / 2**30:.1f} GiB to download first; "
+            "`pressroom download` brings them now"
+        )
     keys = stage_keys(recipe)
     run = find_run(recipe, keys) or RunDir.fresh(recipe)
     command = _commands(recipe, run, keys)["train"]

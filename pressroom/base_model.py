@@ -30,17 +30,34 @@ def model_folder(model: Model, *, weights: bool = True) -> Path:
     Raises:
         UserError: It is nowhere, or incomplete.
     """
-    local = home() / model.base
+    local = local_folder(model.base)
     if local.is_dir():
         _check(str(local), [file.name for file in local.iterdir() if file.is_file()], weights)
         return local
-    if model.base.count("/") != 1 or model.base.startswith((".", "/")):
+    if not is_hub_id(model.base):
         raise UserError(_not_found(local, model.base))
+    found, names = _on_hub(model, weights=weights)
+    return hub.fetch(found, names)
+
+
+def bytes_to_download(model: Model) -> int:
+    """Bytes of a hub's model that are not here yet; 0 for a folder.
+
+    Raises:
+        UserError: The hub does not give it, or it is incomplete.
+    """
+    if local_folder(model.base).is_dir() or not is_hub_id(model.base):
+        return 0
+    found, names = _on_hub(model, weights=True)
+    return hub.missing_bytes(found, names)
+
+
+def _on_hub(model: Model, *, weights: bool) -> tuple[hub.Listing, list[str]]:
     found = hub.listing(Repo("model", model.base, model.revision, "model.base"))
     names = [name for name in found.sizes if "/" not in name]
     _check(model.base, names, weights)
-    suffixes = (".json", ".safetensors") if weights else (".json",)
-    return hub.fetch(found, [name for name in names if name.endswith(suffixes)])
+    suffixes = (".json", ".jinja", ".safetensors") if weights else (".json", ".jinja")
+    return found, [name for name in names if name.endswith(suffixes)]
 
 
 def _check(place: str, names: Sequence[str], weights: bool) -> None:
@@ -53,6 +70,16 @@ def _check(place: str, names: Sequence[str], weights: bool) -> None:
             reason = f" ({pickled} is not read: a pickle can run any code; safetensors cannot)"
     if missing:
         raise UserError(f"model.base: {place} has no {', '.join(missing)}{reason}")
+
+
+def is_hub_id(base: str) -> bool:
+    """Whether a base that is no folder here is written as ORGANISATION/NAME."""
+    return base.count("/") == 1 and not base.startswith((".", "/", "~"))
+
+
+def local_folder(base: str) -> Path:
+    """Where a base would lie that is a folder: relative to home, `~` understood."""
+    return home() / Path(base).expanduser()
 
 
 def model_fingerprint(folder: Path) -> str:

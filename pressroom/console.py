@@ -25,6 +25,12 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 _SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
 _SECRET_SHAPE = re.compile(r"(?<=access_key=)[^&\s\"']+|\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+@")
 _PLAIN_LINE_SECONDS = 10.0
+_GPU_FULL = (
+    "the GPU's memory is full. In training batch.micro_batch_size and sequence_length take it, "
+    "memory.activation_checkpointing: full saves it, and parallel.strategy: fsdp divides it over "
+    "GPUs; in evaluation evaluation.micro_batch_size takes it"
+)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 TOLD = "PRESSROOM_TOLD"
@@ -44,9 +50,14 @@ def redact(text: str) -> str:
     return _SECRET_SHAPE.sub("<redacted>", text)
 
 
+def harmless(text: str) -> str:
+    """Show characters that would drive the terminal by their codes: names come from files."""
+    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
 class _RedactingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return harmless(redact(super().format(record)))
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
@@ -96,13 +107,15 @@ def entry(command: Callable[..., object], name: str | None = None) -> NoReturn:
         sys.exit(0)
     except OSError as error:
         _end(f"error: {error}", 1)  # a disk, a permission: it names the file
-    except Exception:
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which the hall does not know
+            _end(f"error: {_GPU_FULL} ({str(error).splitlines()[0]})", 1)
         _end(traceback.format_exc(), 1)
     sys.exit(0)
 
 
 def _end(message: str, code: int) -> NoReturn:
-    sys.stderr.write(redact(message).rstrip() + "\n")
+    sys.stderr.write(harmless(redact(message)).rstrip() + "\n")
     if told := os.environ.get(TOLD):
         Path(told).touch()
     sys.exit(code)

@@ -9,9 +9,8 @@ from pathlib import Path
 import click
 
 from pressroom import hub, sources
-from pressroom.base_model import model_folder
+from pressroom.base_model import is_hub_id, local_folder, model_folder
 from pressroom.console import UserError, entry, log, say
-from pressroom.files import home
 from pressroom.recipe import Recipe
 from pressroom.sections import Model
 
@@ -28,7 +27,7 @@ def main(what: str, overrides: tuple[str, ...]) -> None:
     and HF_TOKEN in the environment.
     """
     model, articles = _wanted(what, overrides)
-    is_local = (home() / model.base).is_dir()
+    is_local = local_folder(model.base).is_dir()
     problems = []
     lines = []
     try:
@@ -55,7 +54,7 @@ def _wanted(what: str, overrides: tuple[str, ...]) -> tuple[Model, list[str]]:
     """The model, and the entries of `data.articles` that a hub has."""
     base, _, revision = what.partition("@")
     is_file = what.endswith((".yaml", ".yml")) or Path(what).is_file()
-    if base.count("/") == 1 and not base.startswith((".", "/")) and not is_file:
+    if is_hub_id(base) and not is_file:
         if overrides:
             raise UserError(f"{overrides[0]}: a model has no keys: {what}@REVISION names another")
         return Model(base=base, revision=revision or "main"), []

@@ -62,7 +62,7 @@ class Geometry:
                 num_kv_heads=config.get("num_key_value_heads") or heads,
                 head_dim=config.get("head_dim") or config["hidden_size"] // heads,
                 tied_embeddings=config.get("tie_word_embeddings", False),
-                max_positions=config.get("max_position_embeddings", 4096),
+                max_positions=config.get("max_position_embeddings") or 4096,
             )
         except KeyError as error:
             raise UserError(f"{name}: has no {error}") from None

@@ -8,19 +8,32 @@ import re
 import subprocess
 from dataclasses import dataclass
 
+from pressroom.console import UserError
 from pressroom.recipe import Recipe
 from pressroom.train_sections import Batch
 
+_SMI_SECONDS = 30
+
 
 def count_gpus() -> int:
-    """NVIDIA GPUs that a process started here would see."""
+    """NVIDIA GPUs that a process started here would see.
+
+    Raises:
+        UserError: The driver hangs.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([gpu for gpu in visible.split(",") if gpu.strip() not in ("", "-1")])
     try:
         listed = subprocess.run(
-            ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False
+            ["nvidia-smi", "--list-gpus"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_SMI_SECONDS,
         )
+    except subprocess.TimeoutExpired:
+        raise UserError("nvidia-smi does not answer: the driver hangs; restart the node") from None
     except OSError:
         return 0
     if listed.returncode:
@@ -47,7 +60,11 @@ def ask_driver() -> Driver | None:
     try:
         table, names = (
             subprocess.run(
-                ["nvidia-smi", *query], capture_output=True, text=True, check=False, timeout=30
+                ["nvidia-smi", *query],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_SMI_SECONDS,
             )
             for query in ((), names_only)
         )

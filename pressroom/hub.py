@@ -118,16 +118,10 @@ def fetch(found: Listing, names: Collection[str]) -> Path:
     Raises:
         UserError: The disk is too small for them, or the hub does not give them.
     """
-    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+    from huggingface_hub import constants, snapshot_download
 
     repo, commit, cache = found.repo, found.commit, Path(constants.HF_HUB_CACHE)
-    size = sum(
-        found.sizes[name]
-        for name in names
-        if not isinstance(
-            try_to_load_from_cache(repo.id, name, revision=commit, repo_type=repo.kind), str
-        )
-    )
+    size = missing_bytes(found, names)
     with _explained(repo):
         _check_room(repo, size, cache)
         with Progress(f"download {repo.id}", size >> 20, "MiB") as progress:
@@ -139,6 +133,18 @@ def fetch(found: Listing, names: Collection[str]) -> Path:
                 tqdm_class=_counted_by(progress),
             )
     return Path(folder)
+
+
+def missing_bytes(found: Listing, names: Collection[str]) -> int:
+    """Bytes of those files that are not in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def is_here(name: str) -> bool:
+        repo = found.repo
+        path = try_to_load_from_cache(repo.id, name, revision=found.commit, repo_type=repo.kind)
+        return isinstance(path, str)
+
+    return sum(found.sizes[name] for name in names if not is_here(name))
 
 
 def _check_room(repo: Repo, size: int, cache: Path) -> None:

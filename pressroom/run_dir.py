@@ -98,16 +98,25 @@ class RunDir:
         return self.path / "environment.json"
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What environment.json says.
+
+        Raises:
+            UserError: Training has not begun, or the file is damaged.
+        """
+        if not self.environment.is_file():
+            raise UserError(f"{self.path}: training has not begun")
+        facts: dict[str, Any] = read_json(self.environment, "train again, under another name")
+        return facts
+
+    @property
     def dataset(self) -> Path:
         """The dataset that the run was trained on.
 
         Raises:
             UserError: Training has not begun, or the dataset is gone.
         """
-        if not self.environment.is_file():
-            raise UserError(f"{self.path}: training has not begun")
-        facts = read_json(self.environment, "train again, under another name")
-        folder: Path = self.path.parents[2] / facts["dataset"]  # home/runs/NAME/STAMP
+        folder: Path = self.path.parents[2] / self.facts["dataset"]  # home/runs/NAME/STAMP
         if not folder.is_dir():
             raise UserError(f"{self.path}: its dataset {folder} is gone")
         return folder

@@ -44,20 +44,21 @@ class ArticleTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
             config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            names = {name: config.get(name) for name in ("bos_token", "eos_token")}
         except Exception as error:  # the tokenizers library raises nothing more particular
             raise UserError(f"model.base: {folder} has no readable tokenizer: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
-        self.bos_id = self._special(config, "bos_token", folder)
-        self.eos_id = self._special(config, "eos_token", folder)
+        self.bos_id = self._special(names, "bos_token", folder)
+        self.eos_id = self._special(names, "eos_token", folder)
         self.vocabulary_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.fingerprint = f"{sha256_file(path)} bos {self.bos_id} eos {self.eos_id}"
 
-    def _special(self, config: dict[str, Any], name: str, folder: Path) -> int:
-        token = config.get(name)
-        content = token["content"] if isinstance(token, dict) else token
-        token_id = self._tokenizer.token_to_id(content) if content else None
+    def _special(self, names: dict[str, Any], name: str, folder: Path) -> int:
+        token = names[name]
+        content = token.get("content") if isinstance(token, dict) else token
+        token_id = self._tokenizer.token_to_id(content) if isinstance(content, str) else None
         if token_id is None:
             raise UserError(f"model.base: {folder}/tokenizer_config.json names no {name}")
         return int(token_id)

@@ -123,6 +123,9 @@ def _rank(
     torch.set_num_threads(1)
     cpu_fsdp.install()
     if "ACCELERATE_USE_DEEPSPEED" in environment:
+        # Without an argument it asks for the GPU, where all runs on a GPU; here that is the CPU.
+        enabled = torch.is_autocast_enabled
+        torch.is_autocast_enabled = lambda device="cpu": enabled(device)
         backend = importlib.import_module("deepspeed.comm.torch")  # `import as` finds torch itself
         # A minute of compiling; gloo does as well.
         backend.build_shm_op = lambda: None  # type: ignore[attr-defined]

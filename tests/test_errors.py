@@ -66,6 +66,16 @@ def _cut(pattern: str) -> Callable[[Path], object]:
     return cut
 
 
+def _flip(pattern: str) -> Callable[[Path], object]:
+    def flip(home: Path) -> None:
+        (path,) = home.glob(pattern)
+        data = bytearray(path.read_bytes())
+        data[-100] ^= 1
+        path.write_bytes(data)
+
+    return flip
+
+
 def _remove(pattern: str) -> Callable[[Path], object]:
     def remove(home: Path) -> None:
         for path in list(home.glob(pattern)):
@@ -115,6 +125,7 @@ CATALOGUE: dict[str, list[Mistake]] = {
         Mistake("A word that is none of those known", DRY + " parallel.strategy=fdsp"),
         Mistake("A prompt format that is not known", DRY + " prompt.format=lama2-chat"),
         Mistake("Not YAML", DRY, _edit("my.yaml", "{base: ./llama}", "{base: ./llama")),
+        Mistake("A number that is none", DRY + " optimizer.learning_rate=1e999"),
         Mistake("A tab", DRY, _edit("my.yaml", "  articles", "\tarticles")),
         Mistake("Not text", DRY, _write("my.yaml", b"name: caf\xe9\n")),
         Mistake("A required section is missing", DRY, _edit("my.yaml", "batch:", "# batch:")),
@@ -148,6 +159,11 @@ CATALOGUE: dict[str, list[Mistake]] = {
             _write("articles/a.jsonl", '{"headline": "T", "summary": "D"}\n'),
         ),
         Mistake(
+            "A name that would drive the terminal",
+            RUN,
+            _write("articles/a.jsonl", '{"\\u001b[31mheadline": "T", "summary": "D"}\n'),
+        ),
+        Mistake(
             "A table in CSV",
             RUN + " data.articles=[a.csv]",
             _write("a.csv", "title,description\nT,D\n"),
@@ -163,7 +179,13 @@ CATALOGUE: dict[str, list[Mistake]] = {
     ],
     "The model": [
         Mistake("No such folder", DRY + " model.base=./lama"),
+        Mistake("No such folder in one's own home", DRY + " model.base=~/no-llama"),
         Mistake("A hub's model without a network", DRY + " model.base=meta-llama/Llama-2-7b-hf"),
+        Mistake(
+            "A tokenizer_config.json that is a list",
+            DRY,
+            _write("llama/tokenizer_config.json", "[]"),
+        ),
         Mistake("Not a Llama", DRY, _config(model_type="gpt2")),
         Mistake("A config.json that is cut", DRY, _write("llama/config.json", "{")),
         Mistake("No tokenizer", DRY, _remove("llama/tokenizer.json")),
@@ -195,12 +217,11 @@ CATALOGUE: dict[str, list[Mistake]] = {
         Mistake("A cut adapter", "pressroom merge news", _cut("runs/news/*/adapter/*.safetensors")),
         Mistake("A lost adapter", "pressroom merge news", _remove("runs/news/*/adapter/*tensors")),
         Mistake("Another model's adapter", "pressroom merge news", _other_adapter),
-        Mistake("Cut base weights", "pressroom evaluate news", _cut("llama/*.safetensors")),
+        Mistake("Another base than it was trained on", "pressroom merge news", _flip("llama/*ors")),
         Mistake(
             "Damaged notes of a run",
             RUN,
-            _write("runs/news/x/recipe.yaml", RECIPE)
-            and (
+            (
                 lambda home: [
                     _write(f"runs/news/{r.name}/stages.json", "{")(home)
                     for r in (home / "runs" / "news").iterdir()
@@ -208,8 +229,12 @@ CATALOGUE: dict[str, list[Mistake]] = {
             ),
         ),
         Mistake("A dataset that is gone", "pressroom evaluate news", _remove("data")),
+        Mistake("A cut shard", "pressroom evaluate news", _cut("data/*/held_out/*.arrow")),
         Mistake(
-            "A shard with another byte", "pressroom evaluate news", _cut("data/*/held_out/*.arrow")
+            "A shard with another bit", "pressroom evaluate news", _flip("data/*/held_out/*.arrow")
+        ),
+        Mistake(
+            "Another base than was trained on", "pressroom merge news", _flip("llama/*tensors")
         ),
         Mistake("A manifest that is cut", "pressroom evaluate news", _cut("data/*/manifest.json")),
         Mistake("Cut held-out texts", "pressroom generate news", _cut("data/*/held_out.jsonl")),
@@ -252,6 +277,7 @@ def said(
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("HOME", "/home/you")
     monkeypatch.setattr(train_sections, "find_spec", lambda name: name == "tensorboard" or None)
     from huggingface_hub import constants
 
@@ -266,7 +292,7 @@ def said(
         told = capfd.readouterr()
         assert ended.value.code in (1, 2), told
         assert "Traceback" not in told.err, told.err
-        told_err = told.err.replace(str(folder), "~/news")
+        told_err = told.err.replace(str(folder), "~/news").replace("/home/you", "~")
         told_err = re.sub(r"(data/news-)[0-9a-f]{12}", r"\1HASH", told_err)
         lines = [line for line in told_err.splitlines() if not line[:2].isdigit()]
         return "\n".join(lines).strip()

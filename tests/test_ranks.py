@@ -25,6 +25,7 @@ KINDS = {
     "qlora-fp32": (),
     "qlora-bf16": BF16,
     "lora-bf16": ("quantization=null", "memory.precision=bf16"),
+    "recomputed-bf16": ("memory.activation_checkpointing=full", *BF16),
 }
 
 
@@ -118,6 +119,7 @@ def _numerics_are_those_of_the_table(
     assert rank["dtypes"] == {
         "base": compute,
         "compute": compute,
+        "adapter outputs": compute,
         "loss": "float32",
         "adapters": "float32",
         "gradients": "float32" if strategy in ("ddp", "fsdp") else "",  # ZeRO has taken them
@@ -177,6 +179,18 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, dict | list | tuple):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from _tensors(inner)
+
+
+def test_ranks_that_were_started_for_another_strategy_stop(make_recipe, home: Path) -> None:
+    """Else a recipe that says fsdp would hold the whole base on every GPU, and nobody knew."""
+    make_recipe()
+    for started, asked in (("ddp", "fsdp"), ("zero2", "zero3_offload")):
+        options = (f"parallel.strategy={asked}",)
+        prepare(Recipe.load("recipe.yaml", options))
+        message = f"parallel.strategy: {asked}, but these 2 ranks were started for {started}: "
+        with pytest.raises(AssertionError, match=message):
+            run_ranks(started, watched_training, str(home), options)
+        assert not list((home / "runs").glob("*/*/adapter"))
 
 
 @pytest.mark.parametrize("strategy", EXPECTED)

@@ -70,8 +70,10 @@ def _watch(trainer: Any, found: dict[str, Any]) -> None:
         return hook
 
     modules = dict(trainer.model.named_modules())
-    linear = next(m for n, m in modules.items() if n.endswith("q_proj.base_layer"))
-    linear.register_forward_hook(see("compute"))
+    watched = {"compute": "q_proj.base_layer", "adapter outputs": "q_proj.lora_A.default"}
+    for name, where in watched.items():
+        module = next(m for n, m in modules.items() if n.endswith(where))
+        module.register_forward_hook(see(name))
     compute_loss = trainer.compute_loss
 
     def loss_of(*arguments: Any, **keywords: Any) -> Any:

@@ -19,6 +19,11 @@ def newest(run: RunDir) -> Path | None:
     return max(_complete(run), key=_step, default=None)
 
 
+def world_size(checkpoint: Path) -> int:
+    """How many ranks wrote a checkpoint: each leaves the state of its random numbers."""
+    return len(list(checkpoint.glob("rng_state*.pth")))
+
+
 def scratch(run: RunDir) -> Path:
     """Where the trainer writes before it is complete.
 

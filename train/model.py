@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import deepspeed_config
 
-from pressroom.files import home
+from pressroom.base_model import local_folder
 from pressroom.nn.nf4 import load_base
 from pressroom.recipe import Recipe
 from pressroom.train_sections import Lora
@@ -31,17 +32,27 @@ def build(recipe: Recipe, folder: Path, device: torch.device) -> PeftModel:
     place = None if recipe.parallel.strategy.startswith("zero3") else device
     with _zero3_precision(recipe):
         base = load_base(folder, recipe.quantization, recipe.memory.precision, place)
+    model = with_adapters(base, recipe)
+    # The adapter says which base it is for: a hub id, or a path that holds from anywhere.
+    is_local = local_folder(recipe.model.base).is_dir()
+    name = str(folder.absolute()) if is_local else recipe.model.base
+    model.peft_config["default"].base_model_name_or_path = name
+    return model
+
+
+def with_adapters(base: PreTrainedModel, recipe: Recipe) -> PeftModel:
+    """Give a frozen base the recipe's adapters, which start as zero; ready to train."""
     base.config.use_cache = False
     for module in base.modules():
         if isinstance(module, Linear4bit):
             module.register_state_dict_post_hook(_without_scales)
     torch.manual_seed(recipe.seed)
-    model = get_peft_model(base, lora_config(recipe.lora))
-    # The adapter says which base it is for: a hub id, or a path that holds from anywhere.
-    is_local = (home() / recipe.model.base).is_dir()
-    name = str(folder.absolute()) if is_local else recipe.model.base
-    model.peft_config["default"].base_model_name_or_path = name
-    return model.train()
+    model = get_peft_model(base, lora_config(recipe.lora)).train()
+    if recipe.memory.precision == "bf16":
+        # Around the innermost forward: DeepSpeed's engine switches off what is opened outside it.
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        model.forward = torch.autocast(kind, torch.bfloat16)(model.forward)
+    return model
 
 
 def _without_scales(module: Linear4bit, state: dict[str, Any], prefix: str, _: Any) -> None:

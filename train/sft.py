@@ -17,14 +17,15 @@ from pathlib import Path
 
 import click
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
 from pressroom import dataset
-from pressroom.base_model import model_folder
-from pressroom.console import entry, log
+from pressroom.base_model import model_fingerprint, model_folder
+from pressroom.console import UserError, entry, log
 from pressroom.files import lock, publish_json, replace_folder
 from pressroom.geometry import Geometry
+from pressroom.gpus import count_gpus
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.tokenizer import ArticleTokenizer
@@ -59,8 +60,13 @@ def fine_tune(recipe: Recipe, run_path: str | None, dataset_path: str | None) ->
         The run, its adapter published.
 
     Raises:
-        UserError: The dataset is missing, damaged, or not the recipe's.
+        UserError: The dataset is missing, damaged, or not the recipe's; or the ranks are not
+            what the recipe needs.
     """
+    if count_gpus() and not torch.cuda.is_available():
+        raise UserError(
+            f"there are {count_gpus()} GPUs, and torch sees none: `pressroom doctor` says why"
+        )
     ranks = PartialState(cpu=not torch.cuda.is_available())
     folder = model_folder(recipe.model)
     geometry = Geometry.of(folder)
@@ -85,10 +91,6 @@ def _train(
     ranks: PartialState,
 ) -> None:
     if ranks.is_main_process:
-        publish_json(
-            run.environment,
-            {"base": str(folder), "dataset": str(rows_folder), **environment(ranks)},
-        )
         log.info("%s, on %s", run.path, rows_folder)
         log.info(recipe.batch.arithmetic(ranks.num_processes, recipe.sequence_length))
 
@@ -97,7 +99,19 @@ def _train(
     model = model_builder.build(recipe, folder, ranks.device)
     meter = Meter(run, geometry, recipe.sequence_length, ranks.num_processes)
     fine_tuning = trainer.build(recipe, run, arguments, model, folder, rows, meter)
+    if ranks.is_main_process:
+        facts = environment(fine_tuning.accelerator)
+        base = {"base": str(folder), "base_fingerprint": model_fingerprint(folder)}
+        publish_json(run.environment, {**base, "dataset": str(rows_folder), **facts})
     resume = checkpoint.newest(run)
+    if resume and recipe.parallel.strategy.startswith("zero"):
+        written = checkpoint.world_size(resume)
+        if written != ranks.num_processes:
+            raise UserError(
+                f"{resume}: written by {written} ranks, and these are {ranks.num_processes}: "
+                "DeepSpeed divides a checkpoint once and for all. Go on with as many, or begin "
+                "anew under another name"
+            )
     if resume and ranks.is_main_process:
         log.info("going on from %s", resume)
     fine_tuning.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -118,15 +132,15 @@ def _agree_on_run(recipe: Recipe, run_path: str | None, ranks: PartialState) -> 
     return RunDir(Path(str(path[0])))
 
 
-def environment(ranks: PartialState) -> dict[str, object]:
+def environment(accelerator: Accelerator) -> dict[str, object]:
     """What a run's figures depend on besides its recipe."""
     device = (
         torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}"
     )
     return {
         "device": device,
-        "world_size": ranks.num_processes,
-        "distributed_type": ranks.distributed_type.value,
+        "world_size": accelerator.num_processes,
+        "distributed_type": accelerator.distributed_type.value,
         "cpu_count": os.cpu_count(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("pressroom", *LIBRARIES)},

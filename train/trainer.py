@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator, DistributedType
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer, TrainerControl
 from trl import SFTConfig, SFTTrainer
 
+from pressroom.console import UserError
 from pressroom.dataset import IGNORE
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
@@ -51,7 +53,7 @@ def training_arguments(recipe: Recipe, run: RunDir, world_size: int, num_rows: i
         weight_decay=optimizer.weight_decay,
         max_grad_norm=optimizer.max_grad_norm,
         # Numerics and memory. Asked for bf16, accelerate and DeepSpeed each do something else:
-        # FSDP's policy rounds the loss, DeepSpeed the adapters. The trainer opens autocast itself.
+        # FSDP's policy rounds the loss, DeepSpeed the adapters. The model opens autocast itself.
         bf16=False,
         fp16=precision == "fp16",
         activation_checkpointing=recipe.memory.activation_checkpointing == "full",
@@ -82,7 +84,11 @@ def build(
     rows: dict[str, Dataset],
     meter: Meter,
 ) -> "RecipeTrainer":
-    """The trainer of a run, ready for `train`."""
+    """The trainer of a run, ready for `train`.
+
+    Raises:
+        UserError: The ranks were not started for the recipe's strategy.
+    """
     # TRL wants a tokenizer for its padding token; packed rows are never padded or decoded.
     special = ArticleTokenizer(tokenizer_folder)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_folder / "tokenizer.json"))
@@ -96,10 +102,30 @@ def build(
         processing_class=tokenizer,
         callbacks=[*trackers.callbacks(recipe, run), meter],
     )
+    _require_strategy(recipe, trainer.accelerator)
     trainer.remove_callback(PrinterCallback)
     trainer.recipe, trainer.run, trainer.meter = recipe, run, meter
     adapters_to_fp32(trainer.model)
     return trainer
+
+
+def _require_strategy(recipe: Recipe, accelerator: Accelerator) -> None:
+    """See that the ranks were started as the recipe says: accelerate falls back without a word.
+
+    Raises:
+        UserError: They were started for another strategy.
+    """
+    if accelerator.num_processes == 1:
+        return
+    kinds = {DistributedType.FSDP: "fsdp"}
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        kinds[DistributedType.DEEPSPEED] = f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
+    found, wanted = kinds.get(accelerator.distributed_type, "ddp"), recipe.parallel.strategy
+    if found != wanted.removesuffix("_offload"):
+        raise UserError(
+            f"parallel.strategy: {wanted}, but these {accelerator.num_processes} ranks were "
+            f"started for {found}: start them with --config_file accelerate_configs/{wanted}.yaml"
+        )
 
 
 class RecipeTrainer(SFTTrainer):
@@ -132,19 +158,13 @@ class RecipeTrainer(SFTTrainer):
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Sum of NLL over the trained tokens of the whole step, on all ranks."""
-        with self._autocast():
-            outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         nll = -outputs.log_probs.sum()
         if num_items_in_batch is None:
             return nll / outputs.label_mask.sum().clamp(min=1)
         self._tokens += inputs["input_ids"].numel()
         # DDP averages gradients over ranks, each of which has divided by the tokens of all.
         return nll / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
-
-    def _autocast(self) -> torch.autocast:
-        """bf16 compute with fp32 adapters, the same arithmetic under every strategy."""
-        bf16 = self.recipe.memory.precision == "bf16"
-        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=bf16)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the step's tokens over all ranks, and what it took, to its row."""

@@ -6,19 +6,17 @@ seconds. Knows nothing of GPUs.
 
 import contextlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pressroom.base_model import model_folder
+from pressroom import hub, sources
+from pressroom.base_model import is_hub_id, local_folder, model_folder
 from pressroom.console import UserError
 from pressroom.dataset import article_files
-from pressroom.files import home
 from pressroom.geometry import Geometry
 from pressroom.recipe import Recipe
 
-_HUB_DATA = re.compile(r"hub:(?P<id>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?")
 _SECONDS = 5.0
 """How long the hub may take to answer."""
 
@@ -46,15 +44,15 @@ def look(recipe: Recipe, *, offline: bool) -> Inputs:
     """
     inputs = Inputs()
     base = recipe.model.base
-    folder: Path | None = home() / base
-    if not (home() / base).is_dir() and base.count("/") == 1 and not base.startswith((".", "/")):
+    folder: Path | None = local_folder(base)
+    if not local_folder(base).is_dir() and is_hub_id(base):
         folder = _in_cache(base, recipe.model.revision)
         if folder is None or not _is_whole(folder):
             inputs.absent[base] = _refusal(base, "model", recipe.model.revision, offline)
     else:
         with _noting(inputs):
             model_folder(recipe.model)
-            if not _is_whole(home() / base):
+            if not _is_whole(local_folder(base)):
                 raise UserError(f"model.base: {base} lacks files that its index names")
     if folder and (folder / "config.json").is_file():
         with _noting(inputs):
@@ -63,10 +61,10 @@ def look(recipe: Recipe, *, offline: bool) -> Inputs:
     if local:
         with _noting(inputs):
             article_files(replace(recipe, data=replace(recipe.data, articles=local)))
-    for data in filter(None, map(_HUB_DATA.match, recipe.data.articles)):
-        revision = data["revision"] or "main"
-        if not _in_cache(data["id"], revision, "dataset"):
-            inputs.absent[data["id"]] = _refusal(data["id"], "dataset", revision, offline)
+    for entry in recipe.data.articles:
+        if entry.startswith(hub.PREFIX) and not _articles_in_cache(entry):
+            repo, _ = hub.parse(entry)
+            inputs.absent[repo.id] = _refusal(repo.id, "dataset", repo.revision, offline)
     if inputs.absent:
         with contextlib.suppress(Exception):
             from huggingface_hub import get_token
@@ -81,6 +79,18 @@ def _noting(inputs: Inputs) -> Iterator[None]:
         yield
     except UserError as error:
         inputs.wrong += str(error).splitlines()
+
+
+def _articles_in_cache(entry: str) -> bool:
+    """Whether files of a hub's data set are here that preparation would read."""
+    repo, pattern = hub.parse(entry)
+    folder = _in_cache(repo.id, repo.revision, "dataset")
+    if folder is None:
+        return False
+    files = [f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()]
+    with contextlib.suppress(UserError):
+        return bool(sources.choose(entry, pattern, files))
+    return False
 
 
 def _in_cache(repo: str, revision: str, kind: str = "model") -> Path | None:
@@ -98,7 +108,7 @@ def _in_cache(repo: str, revision: str, kind: str = "model") -> Path | None:
             )
         )
     except IncompleteSnapshotError as error:
-        return Path(error.snapshot_path) if kind == "model" else None
+        return Path(error.snapshot_path)
     except Exception:  # not there, or no such id: the hub is asked which
         return None
 

@@ -122,14 +122,13 @@ def _memory(machine: Machine, recipe: Recipe, inputs: Inputs) -> Findings:
             geometry.num_linear_weights, double_quant=recipe.quantization.double_quant
         )
         size = codes + 2 * geometry.num_other_weights
-    # ZeRO-3 divides what each rank has loaded whole; FSDP offloads what it has divided.
+    # On the host: without a GPU, where it is offloaded, and where ZeRO-3's first rank reads what
+    # is not quantized, for all. NF4 codes go to each rank's GPU as they are read.
     strategy = recipe.parallel.strategy
-    ranks = int(not count or strategy == "fsdp_offload")
-    if strategy.startswith("zero3"):
-        ranks = gpus.most_ranks(recipe.batch, count)
-    if size * ranks / GIB > machine.memory_gib:
-        what = f"the base takes {size * ranks / GIB:.0f} GiB on the host"
-        what += f": {ranks} ranks load it whole" if ranks > 1 else ""
+    read_first = strategy == "zero3" and recipe.quantization is None
+    on_host = not count or strategy.endswith("_offload") or read_first
+    if on_host and size / GIB > machine.memory_gib:
+        what = f"the base takes {size / GIB:.0f} GiB on the host"
         what += f", and {machine.memory_gib:.0f} are free"
         fsdp = ", or parallel.strategy=fsdp, which loads on the GPUs"
         do = "another machine" + (fsdp if strategy.startswith("zero3") else "")
