@@ -1,17 +1,17 @@
 """How fast commands start: median of 10, each a fresh process.
 
-Run as `python bench/startup.py`; appends a JSON row to `bench/results.jsonl`. Targets: 0.3 s for
-`pressroom --help`, 0.4 s for `import pressroom.recipe`.
+Run as `python bench/startup.py`; `--record` appends a JSON row to `bench/results.jsonl`. Targets:
+0.3 s for `pressroom --help`, 0.4 s for `import pressroom.recipe`.
 """
 
-import json
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from datetime import datetime
 from pathlib import Path
+
+import click
+from record import RESULTS, append, facts
 
 from pressroom.console import entry, say
 
@@ -33,25 +33,15 @@ def median_seconds(command: list[str]) -> float:
     return statistics.median(seconds[1:])
 
 
-def main() -> None:
-    """Time each command, print and append a row."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--record", is_flag=True, help="Append a row to bench/results.jsonl.")
+def main(record: bool) -> None:
+    """Time each command and print it."""
     seconds = {name: round(median_seconds(c), 3) for name, c in COMMANDS.items()}
-    row = {
-        "bench": "startup",
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-        "command": "python bench/startup.py",
-        "hardware": f"{platform.machine()}, {platform.system()}",
-        "python": platform.python_version(),
-        "seconds": seconds,
-    }
     for name, median in seconds.items():
         say(f"  {name:28}{median:.3f} s")
-    with Path(__file__).with_name("results.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    if record:
+        append(RESULTS, {"bench": "startup", **facts(), "seconds": seconds})
 
 
 if __name__ == "__main__":
