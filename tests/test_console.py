@@ -70,3 +70,24 @@ def test_progress_in_a_file_is_plain_lines(
 
 def test_human_seconds() -> None:
     assert [human_seconds(s) for s in (5, 75.2, 3725)] == ["0:05", "1:15", "1:02:05"]
+
+
+def test_what_drives_a_terminal_is_shown_by_its_code() -> None:
+    told = console.harmless("a\x1b[31mb\x07\u202e\tc\n\u65e5")
+    assert told == "a\\x1b[31mb\\x07\\u202e\tc\n\u65e5"
+
+
+def test_a_full_gpu_is_told_without_a_traceback(capsys: pytest.CaptureFixture) -> None:
+    class OutOfMemoryError(RuntimeError):
+        """As torch calls its own."""
+
+    def command() -> None:
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
+
+    with pytest.raises(SystemExit) as ended:
+        console.entry(command)
+    told = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert "the GPU's memory is full. In training batch.micro_batch_size" in told
+    assert "(CUDA out of memory. Tried to allocate 2.00 GiB.)" in told
+    assert "Traceback" not in told

@@ -205,5 +205,16 @@ def test_two_ranks_resume_exactly(make_recipe, home: Path, strategy: str) -> Non
     shutil.copyfile(undisturbed.metrics, killed.metrics)
     train_on(2, strategy, home, *options, run=killed)
     assert losses(killed) == losses(undisturbed)
+    if strategy.startswith("zero"):
+        shutil.rmtree(killed.checkpoint(6))
+        with pytest.raises(AssertionError, match="written by 2 ranks, and these are 1: DeepSpeed"):
+            run_ranks(
+                strategy,
+                watched_training,
+                str(home),
+                (f"parallel.strategy={strategy}", *options),
+                str(killed.path),
+                world_size=1,
+            )
     first, second = adapter(undisturbed), adapter(killed)
     assert all(torch.equal(first[name], second[name]) for name in first)

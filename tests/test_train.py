@@ -263,18 +263,3 @@ def test_the_rows_of_a_step_do_not_depend_on_the_ranks(make_recipe, world_size: 
     seen = [row for step in steps for row in step]
     for start in (0, 21, 42):
         assert sorted(seen[start : start + 21]) == list(range(21))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_fp16_trains_on_a_gpu(make_recipe) -> None:
-    make_recipe()
-    run = train(
-        "memory.precision=fp16",
-        "quantization.compute_dtype=float16",
-        "quantization.storage_dtype=float16",
-        "optimizer.num_steps=12",
-    )
-    found = losses(run)
-    assert found[12] < found[1] - 0.1
-    assert {t.dtype for t in adapter(run).values()} == {torch.float32}
