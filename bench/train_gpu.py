@@ -17,7 +17,8 @@ from typing import Any
 import click
 import torch
 from breakdown import shares
-from random_model import GEOMETRIES, random_base
+from geometries import GEOMETRIES
+from random_model import random_base
 from random_rows import random_rows
 from record import append, facts
 from stacks import Variant, build, restore
@@ -189,7 +190,7 @@ def _figures(
 @click.option("--warmup", type=int, default=3)
 @click.option("--seconds", type=float, default=60.0, help="At most, for the steps of a variant.")
 @click.option("--profile", is_flag=True, help="Two more steps each: time by class of kernel.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("bench-rows.jsonl"))
+@click.option("--rows", "path", default="build/train_gpu.jsonl", show_default=True, type=Path)
 def main(
     size: str,
     variants: tuple[str, ...],
@@ -199,7 +200,7 @@ def main(
     warmup: int,
     seconds: float,
     profile: bool,
-    out: Path,
+    path: Path,
 ) -> None:
     """Tokens/s of Pressroom's trainer beside the plain stack."""
     try:
@@ -228,7 +229,7 @@ def main(
     for variant in chosen:
         clock = Clock(warmup, steps, seconds, 2 if profile else 0)
         row = {"variant": str(variant), **measure(variant, base, geometry, rows, clock, peak)}
-        append(out, {**common, **row})
+        append(path, {**common, **row})
         lines.append(_line(row))
         log.info("%s", lines[-1])
     say("\n".join(lines))

@@ -33,7 +33,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         [
             *(sys.executable, str(BENCH / "train_gpu.py"), "--geometry", "tiny", "--profile"),
             *("--sequence-length", "128", "--article-tokens", "40", "--steps", "3"),
-            *("--warmup", "1", "--out", str(out), *options),
+            *("--warmup", "1", "--rows", str(out), *options),
         ],
         capture_output=True,
         text=True,
