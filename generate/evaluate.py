@@ -9,16 +9,14 @@ off must give the base's numbers, on the CPU bit by bit, and that is checked her
 import math
 from typing import Any
 
-import click
 import torch
 from transformers import PreTrainedModel
 
 from generate import held_out
 from generate.held_out import HeldOut
 from generate.tuned import base_folder, device, load_tuned
-from pressroom.console import Progress, UserError, entry, log, say
+from pressroom.console import Progress, UserError, log
 from pressroom.dataset import IGNORE, Manifest
-from pressroom.files import publish_json
 from pressroom.geometry import Geometry
 from pressroom.nn.loss import token_nll
 from pressroom.nn.nf4 import load_base
@@ -30,16 +28,6 @@ FEW_ARTICLES = 50
 GPU_TOLERANCE = 0.05
 """NLL of a token, adapter off against base. On the CPU it is bitwise; a GPU's kernels may add up in
 another order from one load to the next."""
-
-
-@click.command()
-@click.argument("run_name", metavar="RUN")
-def main(run_name: str) -> None:
-    """Held-out perplexity of a run, base beside tuned."""
-    run = RunDir.find(run_name, trained=True)
-    result = evaluate(run, run.load_recipe())
-    publish_json(run.evaluation, result)
-    say(table(result))
 
 
 def evaluate(run: RunDir, recipe: Recipe) -> dict[str, Any]:
@@ -146,7 +134,3 @@ def table(result: dict[str, Any]) -> str:
         label = f"{name} (to compare)" if name == "unquantized base" else name
         lines.append(f"  {label:30}{cells[0]:>16}{cells[1]:>22}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    entry(main)

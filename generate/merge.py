@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -20,7 +19,7 @@ from generate import held_out
 from generate.held_out import HeldOut
 from generate.tuned import add_adapter, load_tuned
 from pressroom.base_model import model_folder
-from pressroom.console import UserError, entry, log, say
+from pressroom.console import UserError, log
 from pressroom.files import publish_folder, publish_json
 from pressroom.nn.nf4 import compute_in, dequantize
 from pressroom.recipe import Recipe
@@ -33,15 +32,6 @@ FP32_TOLERANCE = 1e-4
 _HOST = torch.device("cpu")
 _SHARD_SIZE = "5GB"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-
-
-@click.command()
-@click.argument("run_name", metavar="RUN")
-def main(run_name: str) -> None:
-    """Adapter + base -> one model folder that any client loads."""
-    run = RunDir.find(run_name, trained=True)
-    report = merge(run, run.load_recipe())
-    say(f"{run.merged}\n{describe(report)}")
 
 
 @torch.no_grad()
@@ -118,7 +108,3 @@ def describe(report: dict[str, Any]) -> str:
         f"{row['same_top_token']:.1%}"
         for name, row in report.items()
     )
-
-
-if __name__ == "__main__":
-    entry(main)

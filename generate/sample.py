@@ -6,11 +6,10 @@ prompts and some held-out titles, tuned beside base, into samples.jsonl; with ot
 temperatures than the recipe's they are only shown.
 """
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import click
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
@@ -18,8 +17,8 @@ from transformers.utils import logging
 from generate import held_out
 from generate.tuned import base_folder, device, load_tuned
 from pressroom.base_model import model_folder
-from pressroom.console import entry, log, say
-from pressroom.files import publish_text, readable
+from pressroom.console import log
+from pressroom.files import readable
 from pressroom.nn import sampling
 from pressroom.nn.nf4 import load_base
 from pressroom.prompts import FORMATS
@@ -39,37 +38,20 @@ class Request:
     """What the held-out article really says."""
 
 
-@click.command()
-@click.argument("run_name", metavar="RUN")
-@click.argument("prompts", nargs=-1)
-@click.option("--title", "titles", multiple=True, help="Write the description of this title.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Where a text is cut.")
-@click.option("--temperature", type=click.FloatRange(min=0), help="0: the likeliest token.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of sampling.")
-def main(
-    run_name: str,
-    prompts: tuple[str, ...],
-    titles: tuple[str, ...],
-    max_new_tokens: int | None,
-    temperature: float | None,
+def texts(
+    run: RunDir,
+    recipe: Recipe,
+    prompts: Sequence[str],
+    titles: Sequence[str],
+    max_new_tokens: int,
+    temperature: float,
     seed: int,
-) -> None:
-    """Prompts or titles -> text, from a run's model."""
-    run = RunDir.find(run_name, trained=True)
-    recipe = run.load_recipe()
-    limit = max_new_tokens or recipe.generation.max_new_tokens
-    warmth = recipe.generation.temperature if temperature is None else temperature
+) -> list[str]:
+    """What the tuned model writes for prompts, as they stand, and then for titles."""
     torch.manual_seed(seed)
-    if not prompts and not titles:
-        samples = beside_base(run, recipe, limit, warmth)
-        if max_new_tokens is None and temperature is None:  # what the recipe asks for
-            text = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-            publish_text(run.samples, text)
-        say(show(samples))
-        return
     requests = [Request(prompt) for prompt in prompts] + [_of_title(t, recipe) for t in titles]
-    for written in write(_tuned(run, recipe), recipe, requests, limit, warmth):
-        say(written["text"])
+    written = write(_tuned(run, recipe), recipe, requests, max_new_tokens, temperature)
+    return [one["text"] for one in written]
 
 
 def _of_title(title: str, recipe: Recipe, **known: str) -> Request:
@@ -116,9 +98,10 @@ def write(
 
 
 def beside_base(
-    run: RunDir, recipe: Recipe, max_new_tokens: int, temperature: float
+    run: RunDir, recipe: Recipe, max_new_tokens: int, temperature: float, seed: int = 0
 ) -> list[dict[str, Any]]:
     """What the tuned model and the base write for the recipe's requests."""
+    torch.manual_seed(seed)
     requests = recipe_requests(run, recipe)
     log.info("writing %d texts with the tuned model and with the base", len(requests))
     tuned = write(_tuned(run, recipe), recipe, requests, max_new_tokens, temperature)
@@ -160,7 +143,3 @@ def show(samples: list[dict[str, Any]]) -> str:
             lines.append(f"  real: {sample['reference']}")
         lines.append("")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    entry(main)

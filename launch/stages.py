@@ -174,9 +174,9 @@ def _commands(recipe: Recipe, run: RunDir, keys: Keys) -> dict[str, list[str]]:
     return {
         "prep": [*module, "data_prep.prepare", str(run.recipe)],
         "train": train_command(recipe, run, keys.dataset, num_gpus=ranks, num_cpus=count_cpus()),
-        "evaluate": [*module, "generate.evaluate", str(run.path)],
-        "merge": [*module, "generate.merge", str(run.path)],
-        "generate": [*module, "generate.sample", str(run.path)],
+        "evaluate": [*module, "generate.commands", "evaluate", str(run.path)],
+        "merge": [*module, "generate.commands", "merge", str(run.path)],
+        "generate": [*module, "generate.commands", "generate", str(run.path)],
     }
 
 

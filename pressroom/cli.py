@@ -21,9 +21,12 @@ COMMANDS = {
         "Decoded rows with the loss mask, lengths and packing.",
     ),
     "train": ("launch.stages:train", "Fine-tune on this machine's GPUs, or its CPU."),
-    "evaluate": ("generate.evaluate:main", "Held-out perplexity of a run, base beside tuned."),
-    "merge": ("generate.merge:main", "Adapter + base -> one model folder that any client loads."),
-    "generate": ("generate.sample:main", "Prompts or titles -> text."),
+    "evaluate": ("generate.commands:evaluate", "Held-out perplexity of a run, base beside tuned."),
+    "merge": (
+        "generate.commands:merge",
+        "Adapter + base -> one model folder that any client loads.",
+    ),
+    "generate": ("generate.commands:generate", "Prompts or titles -> text."),
     "run": ("launch.stages:main", "The whole chain, skipping what is done."),
 }
 """Name -> the click command and its line of help. Only what works stands here."""

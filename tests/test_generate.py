@@ -9,7 +9,7 @@ import torch
 from training import train
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from generate import evaluate, held_out, merge, sample
+from generate import commands, evaluate, held_out, merge, sample
 from generate.held_out import HeldOut
 from generate.tuned import load_tuned
 from pressroom.console import UserError
@@ -244,8 +244,8 @@ def test_a_run_is_evaluated_from_anywhere(run: RunDir, tmp_path, monkeypatch) ->
 def test_shown_with_other_options_samples_stay_the_recipes(run: RunDir) -> None:
     from click.testing import CliRunner
 
-    done = CliRunner().invoke(sample.main, [str(run.path)], catch_exceptions=False)
+    done = CliRunner().invoke(commands.generate, [str(run.path)], catch_exceptions=False)
     assert done.exit_code == 0
     before = run.samples.read_text()
-    CliRunner().invoke(sample.main, [str(run.path), "--max-new-tokens", "2"])
+    CliRunner().invoke(commands.generate, [str(run.path), "--max-new-tokens", "2"])
     assert run.samples.read_text() == before

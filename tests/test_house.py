@@ -33,8 +33,10 @@ def test_help_imports_neither_torch_nor_the_recipe() -> None:
     assert loaded.isdisjoint({"torch", "pydantic", "yaml", "pressroom.recipe", "tqdm"})
 
 
-@pytest.mark.parametrize("module", ["pressroom.recipe", "data_prep.prepare", "launch.stages"])
-def test_what_runs_on_a_login_node_imports_no_torch(module: str) -> None:
+@pytest.mark.parametrize(
+    "module", ["pressroom.recipe", "data_prep.prepare", "launch.stages", "generate.commands"]
+)
+def test_what_answers_at_once_imports_no_torch(module: str) -> None:
     loaded = modules_after(f"import {module}")
     assert module in loaded
     assert loaded.isdisjoint({"torch", "transformers", "datasets", "trl"})
