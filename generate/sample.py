@@ -17,7 +17,7 @@ from transformers.utils import logging
 from generate import held_out
 from generate.tuned import base_folder, device, load_tuned
 from pressroom.base_model import model_folder
-from pressroom.console import log
+from pressroom.console import Progress, log
 from pressroom.files import readable
 from pressroom.nn import sampling
 from pressroom.nn.nf4 import load_base
@@ -81,13 +81,15 @@ def write(
     """Continue each request: `text` begins with its prompt; `ended` says whether by eos."""
     tokenizer = ArticleTokenizer(model_folder(recipe.model, weights=False))
     prompt_ids = [tokenizer.encode_prompt(request.prompt) for request in requests]
-    new_ids = sampling.generate(
-        model,
-        prompt_ids,
-        eos_id=tokenizer.eos_id,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-    )
+    with Progress(f"write {len(requests)} texts", max_new_tokens, "token") as progress:
+        new_ids = sampling.generate(
+            model,
+            prompt_ids,
+            eos_id=tokenizer.eos_id,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            progress=progress,
+        )
     written = []
     for before, ids in zip(prompt_ids, new_ids, strict=True):
         ended = ids[-1:] == [tokenizer.eos_id]

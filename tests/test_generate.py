@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from generate import commands, evaluate, held_out, merge, sample
 from generate.held_out import HeldOut
 from generate.tuned import load_tuned
-from pressroom.console import UserError
+from pressroom.console import Progress, UserError
 from pressroom.nn import sampling
 from pressroom.nn.loss import token_nll
 from pressroom.nn.nf4 import compute_in, dequantize, load_base
@@ -152,6 +152,14 @@ def test_greedy_text_is_the_same_alone_and_in_a_batch(tiny_model: Path) -> None:
     together = sampling.generate(model, prompts, **options)
     assert together == [sampling.generate(model, [p], **options)[0] for p in prompts]
     assert all(1 <= len(ids) <= 12 for ids in together)
+
+
+def test_progress_counts_tokens(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = load_base(tiny_model, None, "fp32", CPU)
+    options = {"eos_id": 2, "max_new_tokens": 7, "temperature": 0.0}
+    with caplog.at_level("INFO", "pressroom"), Progress("write", 7, "token") as progress:
+        sampling.generate(model, [[1, 40, 41], [1, 50]], **options, progress=progress)
+    assert "write 7/7 token" in caplog.text
 
 
 def test_text_stops_at_eos_and_begins(tiny_model: Path) -> None:

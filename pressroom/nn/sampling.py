@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+from pressroom.console import Progress
 
 
 @torch.no_grad()
@@ -14,6 +17,7 @@ def generate(
     eos_id: int,
     max_new_tokens: int,
     temperature: float,
+    progress: Progress | None = None,
 ) -> list[list[int]]:
     """Continue each prompt until eos or the limit, by one token at the least.
 
@@ -23,6 +27,7 @@ def generate(
         eos_id: Where a text ends.
         max_new_tokens: Where a text that does not end is cut.
         temperature: 0 takes the likeliest token each time.
+        progress: Told of every token that all texts have got.
 
     Returns:
         The new ids of each prompt; eos is the last of them where a text ended by itself.
@@ -44,9 +49,26 @@ def generate(
         do_sample=temperature > 0,
         eos_token_id=eos_id,
         pad_token_id=eos_id,
+        streamer=_Counter(progress) if progress else None,
         **plain,
     )
     return [_cut(new, eos_id) for new in output[:, longest:].tolist()]
+
+
+class _Counter(BaseStreamer):
+    """Counts tokens; the prompts come first."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._begun = progress, False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the next token of each text."""
+        if self._begun:
+            self._progress.advance()
+        self._begun = True
+
+    def end(self) -> None:
+        """Nothing is kept."""
 
 
 def _cut(ids: list[int], eos_id: int) -> list[int]:
