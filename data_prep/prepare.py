@@ -29,7 +29,7 @@ from pressroom import dataset
 from pressroom.base_model import model_folder
 from pressroom.console import Progress, UserError, entry, log, say
 from pressroom.dataset import Manifest, Shard
-from pressroom.files import publish_folder
+from pressroom.files import publish_folder, require_home
 from pressroom.recipe import Recipe
 from pressroom.tokenizer import ArticleTokenizer
 
@@ -52,6 +52,7 @@ def prepare(recipe: Recipe) -> Path:
     Raises:
         UserError: The articles or the tokenizer are missing, or nothing is left to train on.
     """
+    require_home()
     tokenizer = ArticleTokenizer(model_folder(recipe.model, weights=False))
     spec = dataset.spec_of(recipe, tokenizer.fingerprint)
     files = dataset.article_files(recipe)

@@ -4,10 +4,11 @@ They say what is wrong with RUN before what takes seconds to import is imported.
 """
 
 import json
+import re
 
 import click
 
-from pressroom.console import entry, say
+from pressroom.console import UserError, entry, say
 from pressroom.files import publish_json, publish_text
 from pressroom.run_dir import RunDir
 
@@ -58,6 +59,12 @@ def generate(
     """Prompts or titles -> text, from a run's model."""
     run = RunDir.find(run_name, trained=True)
     recipe = run.load_recipe()
+    for prompt in prompts:
+        if re.match(r"[a-z_]+(\.[a-z_]+)+=", prompt):
+            raise UserError(
+                f"{prompt}: looks like a recipe's key; here --temperature and --max-new-tokens say "
+                "how, and `pressroom run RECIPE key=value` writes anew"
+            )
     limit = max_new_tokens or recipe.generation.max_new_tokens
     warmth = recipe.generation.temperature if temperature is None else temperature
     from generate import sample as room

@@ -42,7 +42,7 @@ def evaluate(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     eos_id = ArticleTokenizer(folder).eos_id
     unquantized = recipe.quantization is not None and _fits(Geometry.of(folder))
     models = 4 if unquantized else 3
-    with Progress(f"evaluate, {models} models", models * len(articles), "text") as progress:
+    with Progress(f"evaluate, {models} passes", models * len(articles), "text") as progress:
         base = _nll(
             load_base(folder, recipe.quantization, precision, device()), articles, size, progress
         )

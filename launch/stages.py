@@ -21,7 +21,7 @@ from launch.local import count_cpus, num_ranks, run_to_end, train_command
 from pressroom import dataset
 from pressroom.base_model import bytes_to_download, model_fingerprint, model_folder
 from pressroom.console import entry, human_seconds, log, say
-from pressroom.files import sha256_json, sizes
+from pressroom.files import require_home, sha256_json, sizes
 from pressroom.geometry import Geometry
 from pressroom.gpus import count_gpus
 from pressroom.recipe import Recipe
@@ -80,6 +80,7 @@ def stage_keys(recipe: Recipe) -> Keys:
     Raises:
         UserError: The model or the articles are not there, it is no Llama, or does not fit.
     """
+    require_home()
     folder = model_folder(recipe.model)
     recipe.require_fit(Geometry.of(folder))
     spec = dataset.spec_of(recipe, ArticleTokenizer(folder).fingerprint)

@@ -22,6 +22,19 @@ def home() -> Path:
     return Path(os.environ.get("PRESSROOM_HOME") or ".")
 
 
+def require_home() -> None:
+    """See that `data/` and `runs/` can be written.
+
+    Raises:
+        UserError: They cannot.
+    """
+    if not (home().is_dir() and os.access(home(), os.W_OK)):
+        raise UserError(
+            f"{home().absolute()}: not a folder that can be written to; PRESSROOM_HOME says where "
+            "data/ and runs/ lie, else the working directory does"
+        )
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:

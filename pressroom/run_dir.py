@@ -54,7 +54,9 @@ class RunDir:
 
     @classmethod
     def find(cls, run: str, *, trained: bool = False) -> "RunDir":
-        """A run by its folder or something in it, by NAME/STAMP or STAMP, or the newest of NAME.
+        """A run by its folder or something in it, by NAME/STAMP or STAMP; the newest of NAME.
+
+        A recipe's file stands for its name.
 
         Args:
             run: What the user typed.
@@ -74,12 +76,17 @@ class RunDir:
     @classmethod
     def _named(cls, run: str) -> "list[RunDir]":
         runs = home() / "runs"
+        if run.endswith((".yaml", ".yml")) and Path(run).is_file():
+            run = Recipe.load(run).name
         for path in (Path(run), home() / run, runs / run, *sorted(runs.glob(f"*/{run}"))):
             for folder in (path, path.parent):
                 if path.exists() and (folder / "recipe.yaml").is_file():
                     return [cls(folder)]
         found = cls.all(Path(run).name)
         if not found:
+            for path in (Path(run), runs / run):
+                if path.is_dir():
+                    raise UserError(f"{path}: has no run in it: no recipe.yaml")
             names = sorted(p.name for p in runs.glob("*") if p.is_dir())
             close = difflib.get_close_matches(run, names, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]}?" if close else ""

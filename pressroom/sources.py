@@ -55,9 +55,16 @@ def find(entry: str) -> dict[str, Path]:
         for file in files
         if not file.is_file() or file.stat().st_size == 0
     ]
+    problems += [_unreadable(file) for file in files if file.suffix not in SUFFIXES]
     if problems:
         raise UserError("\n".join(problems))
     return {_name(file): file for file in files}
+
+
+def _unreadable(file: Path) -> str:
+    table = file.suffix in (".csv", ".tsv", ".json")
+    hint = "; pandas makes one: read it, then to_parquet" if table else ""
+    return f"data.articles: {file}: unknown kind of file; known: {', '.join(SUFFIXES)}{hint}"
 
 
 def _name(path: Path) -> str:

@@ -121,7 +121,8 @@ def _explain(
             note = f": [{given}]"
         kinds = dict.fromkeys(message.removeprefix("must be ") for message in messages)
         told = f"must be {' or '.join(kinds)}" if len(kinds) > 1 else messages[0]
-        seen = f", not {json.dumps(given)}{note}" if given else ""
+        shown = json.dumps(given, ensure_ascii=False)
+        seen = "" if given in ([], "", {}) else f", not {shown}{note}"
         yield source.where(key), f"{dotted(key)}: {told}{seen}"
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from data_prep.articles import Article, Reject, canonical_url, read_articles, to_article
 from data_prep.clean import preprocess_text
 from data_prep.dedupe import drop_duplicates, split
+from pressroom import sources
 from pressroom.console import UserError
 
 
@@ -117,8 +118,9 @@ def test_a_byte_order_mark_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_unknown_kind_of_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"known: .jsonl, .ndjson, .parquet, .arrow"):
-        read(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("title,description\nT,D\n")
+    with pytest.raises(UserError, match=r"known: .jsonl, .ndjson, .parquet, .arrow; pandas makes"):
+        sources.find(str(tmp_path / "a.csv"))
 
 
 def test_parquet_reads_as_jsonl_does(tmp_path: Path) -> None:

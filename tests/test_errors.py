@@ -125,6 +125,7 @@ CATALOGUE: dict[str, list[Mistake]] = {
         Mistake("A word that is none of those known", DRY + " parallel.strategy=fdsp"),
         Mistake("A prompt format that is not known", DRY + " prompt.format=lama2-chat"),
         Mistake("Not YAML", DRY, _edit("my.yaml", "{base: ./llama}", "{base: ./llama")),
+        Mistake("Nought where a share belongs", DRY + " data.held_out=0"),
         Mistake("A number that is none", DRY + " optimizer.learning_rate=1e999"),
         Mistake("A tab", DRY, _edit("my.yaml", "  articles", "\tarticles")),
         Mistake("Not text", DRY, _write("my.yaml", b"name: caf\xe9\n")),
@@ -165,7 +166,7 @@ CATALOGUE: dict[str, list[Mistake]] = {
         ),
         Mistake(
             "A table in CSV",
-            RUN + " data.articles=[a.csv]",
+            DRY + " data.articles=[a.csv]",
             _write("a.csv", "title,description\nT,D\n"),
         ),
         Mistake("Nothing left to hold out", RUN + " data.held_out=2030-01-01"),
@@ -213,6 +214,10 @@ CATALOGUE: dict[str, list[Mistake]] = {
     ],
     "Runs": [
         Mistake("No such run", "pressroom merge nwes"),
+        Mistake(
+            "A folder that is no run", "pressroom merge news", _remove("runs/news/*/recipe.yaml")
+        ),
+        Mistake("A recipe's key as a prompt", "pressroom generate news generation.temperature=1"),
         Mistake("Training is not finished", "pressroom merge news", _remove("runs/news/*/adapter")),
         Mistake("A cut adapter", "pressroom merge news", _cut("runs/news/*/adapter/*.safetensors")),
         Mistake("A lost adapter", "pressroom merge news", _remove("runs/news/*/adapter/*tensors")),

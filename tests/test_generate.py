@@ -236,6 +236,7 @@ def test_a_run_is_found_by_what_a_person_types(make_recipe, home: Path) -> None:
         "runs/tiny",
         f"runs/tiny/{stamp}",
         f"runs/tiny/{stamp}/adapter",
+        "recipe.yaml",
         str(finished.path.absolute()),
     ):
         assert RunDir.find(name, trained=True).path.name == stamp, name

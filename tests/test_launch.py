@@ -367,3 +367,13 @@ def test_every_strategy_loads_with_every_recipe(strategy: str, recipe_name: str)
         assert arguments.deepspeed_multinode_launcher == "standard"
         assert arguments.offload_param_device == ("cpu" if offload else "none")
         assert arguments.offload_optimizer_device == ("cpu" if offload else "none")
+
+
+def test_a_home_that_cannot_be_written_to_is_said_before_any_work(
+    make_recipe, home: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_recipe()
+    monkeypatch.setenv("PRESSROOM_HOME", str(home / "recipe.yaml"))
+    for command in (("run", "recipe.yaml", "--dry-run"), ("prep", "recipe.yaml")):
+        output = pressroom(*command, code=2)
+        assert "recipe.yaml: not a folder that can be written to; PRESSROOM_HOME says" in output

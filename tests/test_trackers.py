@@ -11,6 +11,7 @@ from training import losses, metrics, train
 
 from launch import local
 from pressroom.console import UserError
+from pressroom.dataset import Manifest
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from train import trainer
@@ -33,6 +34,8 @@ def test_tensorboard_has_the_figures_of_every_step(make_recipe) -> None:
     found = board(run, "train/tokens_per_second_per_gpu")
     assert list(found.values()) == pytest.approx([row["tokens_per_second_per_gpu"] for row in rows])
     assert set(board(run, "eval/loss")) == {3, 6}
+    passes = board(run, "train/epoch")[6]  # over the rows, not over the run
+    assert passes == pytest.approx(6 * 4 / Manifest.read(run.dataset).rows("train"))
 
 
 def test_a_resumed_run_replaces_the_steps_it_does_again(make_recipe) -> None:

@@ -3,6 +3,7 @@
 An upgrade of either touches this file. Knows no paths but those of its run.
 """
 
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,8 @@ def _require_strategy(recipe: Recipe, accelerator: Accelerator) -> None:
     if found != wanted.removesuffix("_offload"):
         raise UserError(
             f"parallel.strategy: {wanted}, but these {accelerator.num_processes} ranks were "
-            f"started for {found}: start them with --config_file accelerate_configs/{wanted}.yaml"
+            f"started for {found}: start them with --config_file "
+            f"{resources.files('accelerate_configs') / f'{wanted}.yaml'}"
         )
 
 
@@ -168,6 +170,9 @@ class RecipeTrainer(SFTTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the step's tokens over all ranks, and what it took, to its row."""
+        # Our sampler holds the whole run, which the Trainer takes for one pass over the rows.
+        done = self.state.global_step * self.recipe.batch.global_batch_size
+        self.state.epoch = done / len(self.train_dataset)
         if "loss" in logs:
             mine = torch.tensor(self._tokens, device=self.args.device)
             logs |= self.meter.figures(int(self.accelerator.reduce(mine, "sum")))
