@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from pressroom import hub, strict_yaml
+from pressroom import strict_yaml
 from pressroom.console import UserError
 from pressroom.geometry import Geometry
 from pressroom.sections import STRICT, Data, Evaluation, Generation, Model, Problems, Prompt
@@ -73,16 +73,6 @@ def _sharded_precision(parallel: Parallel, memory: Memory) -> Problems:
             "memory.precision",
             f"fp16 is not supported under {parallel.strategy}: use bf16 or fp32",
         )
-
-
-def _hub_entries(data: Data) -> Problems:
-    """Data sets of a hub are written as it writes them."""
-    for entry in data.articles:
-        if entry.startswith(hub.PREFIX):
-            try:
-                hub.parse(entry)
-            except ValueError as error:
-                yield "data.articles", f"{entry}: {error}"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -147,7 +137,6 @@ class Recipe:
         _fsdp_shards_codes,
         _sharded_optimizer,
         _sharded_precision,
-        _hub_entries,
     )
 
     @classmethod

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
+from pressroom import hub
 from pressroom.columns import Columns
 from pressroom.prompts import FORMATS
 
@@ -61,6 +62,15 @@ class Data(Section):
     """The share of articles kept for evaluation, or the first day of publication kept."""
     overlong: Literal["split", "reject"] = "split"
     """What becomes of an article longer than a row."""
+
+    def problems(self) -> Problems:
+        """Data sets of a hub are written as it writes them."""
+        for entry in self.articles:
+            if entry.startswith(hub.PREFIX):
+                try:
+                    hub.parse(entry)
+                except ValueError as error:
+                    yield "articles", f"{entry}: {error}"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
