@@ -32,9 +32,7 @@ def shares(profile: Any, *, cuda: bool) -> dict[str, float]:
     times: dict[str, float] = {}
     for event in profile.key_averages():
         spent = event.self_device_time_total if cuda else event.self_cpu_time_total
-        if (
-            cuda and event.self_cpu_time_total
-        ):  # the operator, whose kernels are events of their own
+        if cuda and event.self_cpu_time_total:  # an operator; its kernels are events of their own
             continue
         times[class_of(event.key)] = times.get(class_of(event.key), 0.0) + spent
     total = sum(times.values()) or 1.0
