@@ -1,0 +1,134 @@
+"""Bytes of activations: what a micro-batch keeps for the backward pass, and what that pass adds.
+
+Held against real passes in tests. Letters in formulas are those of `decoder_layer`. Knows nothing
+of GPUs, strategies or weights.
+"""
+
+from dataclasses import dataclass
+
+from pressroom.geometry import Geometry
+from pressroom.planner.decoder_layer import Attention, DecoderLayer
+from pressroom.planner.weights import DTYPE_BYTES
+from pressroom.train_sections import DTYPES, Lora, Memory
+
+_HEAD_TOKENS, _HEAD_WIDTH = 4096, 32_768
+
+
+def kept_activations(
+    geometry: Geometry,
+    lora: Lora,
+    memory: Memory,
+    tokens: int,
+    *,
+    attention: Attention = "sdpa",
+    quantized: bool = True,
+) -> int:
+    """Bytes that the decoder layers keep between forward and backward pass.
+
+    Those of `DecoderLayer.kept` for each layer. Once for all there are the rotary sines and
+    cosines, and where layers are computed again, the mask: t bytes a token, e t in eager attention.
+    Under `none` the first layer, whose input needs no gradient, keeps less: 4 d a token.
+
+    Args:
+        geometry: The decoder.
+        lora: Rank, dropout and targets of the adapters.
+        memory: What is computed again, and the precision.
+        tokens: Of the micro-batch: its rows are laid end to end.
+        attention: Its implementation.
+        quantized: Whether the base is: without, each adapter casts its input.
+    """
+    layer = DecoderLayer(geometry, lora, memory, tokens, attention, quantized)
+    shared = 2 * layer.element * geometry.head_dim * tokens
+    if memory.activation_checkpointing != "none" and attention != "flash":
+        shared += tokens**2 * (1 if attention == "sdpa" else layer.element)
+    return geometry.num_layers * layer.kept + shared
+
+
+def recomputed_layer(
+    geometry: Geometry,
+    lora: Lora,
+    memory: Memory,
+    tokens: int,
+    *,
+    attention: Attention = "sdpa",
+    quantized: bool = True,
+) -> int:
+    """Bytes that a layer adds when it is computed again.
+
+    What `none` keeps of it, less what was kept: that is given up as it is used. The layer's input
+    stays, and unless it is fp32 itself it is no part of what `none` keeps.
+    """
+    if memory.activation_checkpointing == "none":
+        return 0
+    layer = DecoderLayer(geometry, lora, memory, tokens, attention, quantized)
+    return layer.whole - layer.kept + layer.is_cast * layer.input
+
+
+def backward_workspace(
+    geometry: Geometry,
+    lora: Lora,
+    memory: Memory,
+    tokens: int,
+    *,
+    attention: Attention = "sdpa",
+    quantized: bool = True,
+) -> int:
+    """Bytes of one layer's backward pass at its peak, beyond all that was kept or computed for it.
+
+    The greatest of some moments, most of them in the MLP, for a Llama has f > 2 d:
+
+    - its activation: three gradients as wide as f, less what the down projection's adapter has
+      given up by then;
+    - the down projection: its weight dequantized, e d f, beside its input's gradients;
+    - the end of a layer that is computed again, if adapters have inputs of their own: the last one
+      as it came, e f, beside four states, 4 e d;
+    - where adapters cast their inputs, those in fp32, 4 f, and again 4 f with dropout;
+    - eager attention's softmax: gradients before and after it in fp32, 8 h t, less all that was
+      given up until then.
+
+    Within 25 % on the CPU. What kernels allocate for themselves (cuBLAS, SDPA) is not in it.
+    """
+    layer = DecoderLayer(geometry, lora, memory, tokens, attention, quantized)
+    hidden, inner = layer.element * geometry.hidden_size, layer.element * geometry.intermediate_size
+    adapted = "down_proj" in layer.targets
+    given_up = layer.adapter_input("down_proj") if adapted else 0
+    moments = [
+        tokens * (3 * inner - given_up),
+        tokens * ((1 + adapted) * inner - given_up) + quantized * inner * geometry.hidden_size,
+    ]
+    cast = layer.casts_inputs * 4 * geometry.intermediate_size * (1 + (lora.dropout > 0))
+    if adapted and layer.has_own_inputs:
+        moments.append(tokens * (cast - inner))
+        if memory.activation_checkpointing != "none":
+            moments.append(tokens * (inner + cast + 4 * hidden))
+    if attention == "eager":
+        scores = geometry.num_heads * tokens * (8 - layer.is_cast * layer.element)
+        mlp = 3 * inner + given_up + 4 * geometry.hidden_size + hidden
+        moments.append(tokens * (scores + hidden - layer.element * layer.queries - mlp))
+    return max(moments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossBytes:
+    """Bytes of the last norm, the output head and the loss, when every token is trained."""
+
+    kept: int
+    """Until the backward pass."""
+    peak: int
+    """In the backward pass of the head, `kept` among them."""
+
+
+def loss_bytes(geometry: Geometry, memory: Memory, tokens: int) -> LossBytes:
+    """Bytes of TRL's fused head, which makes logits tile by tile, in both directions.
+
+    A token leaves its state before the last norm in fp32 with its scale, 4 d + 4, after it, e d,
+    its target, 8, and its logsumexp, 4. The peak adds a tile of logits for 4,096 tokens, as wide
+    as 32,768 whatever the vocabulary, and the state's gradient in fp32 and cast.
+
+    Source: trl 1.16, `kernels/chunked_logprob.py`.
+    """
+    element, hidden = DTYPE_BYTES[DTYPES[memory.precision]], geometry.hidden_size
+    kept = tokens * ((4 + element) * hidden + 4 + 8 + 4)
+    tile = min(tokens, _HEAD_TOKENS) * _HEAD_WIDTH * element
+    gradient = tokens * hidden * (4 + element if element < 4 else 4)
+    return LossBytes(kept=kept, peak=kept + tile + gradient)
