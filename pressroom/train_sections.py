@@ -15,6 +15,9 @@ from pressroom.sections import STRICT, Positive, Problems, Section
 Dtype = Literal["bfloat16", "float16", "float32"]
 Precision = Literal["bf16", "fp16", "fp32"]
 Strategy = Literal["ddp", "fsdp", "fsdp_offload", "zero2", "zero3", "zero3_offload"]
+Checkpointing = Literal["none", "selective", "full"]
+Auto = Literal["auto"]
+"""What the planner fills in before anything starts: the fastest that fits."""
 DTYPES: dict[Precision, Dtype] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -54,12 +57,26 @@ class Batch(Section):
 
     global_batch_size: Positive
     """Rows of one optimizer step, over all ranks: fixed, however many GPUs there are."""
-    micro_batch_size: Positive
-    """Rows that one rank holds at a time."""
+    micro_batch_size: Positive | Auto
+    """Rows that one rank holds at a time; `auto`: what is fastest on the GPUs of the run."""
+
+    @property
+    def micro(self) -> int:
+        """The micro-batch, once it is settled.
+
+        Raises:
+            UserError: It is still `auto`.
+        """
+        if self.micro_batch_size == "auto":
+            raise UserError(
+                "batch.micro_batch_size: auto is filled in for the GPUs that train: "
+                "`pressroom plan RECIPE --gpus 8xA100-80` says what it would be"
+            )
+        return self.micro_batch_size
 
     def problems(self) -> Problems:
         """The micro-batch divides the global batch."""
-        if self.global_batch_size % self.micro_batch_size:
+        if self.micro_batch_size != "auto" and self.global_batch_size % self.micro_batch_size:
             yield (
                 "micro_batch_size",
                 f"{self.micro_batch_size} does not divide global_batch_size "
@@ -68,7 +85,7 @@ class Batch(Section):
 
     def divides_over(self, world_size: int) -> bool:
         """Whether the global batch is the same on that many ranks."""
-        return self.global_batch_size % (self.micro_batch_size * world_size) == 0
+        return self.global_batch_size % (self.micro * world_size) == 0
 
     def gradient_accumulation_steps(self, world_size: int) -> int:
         """Micro-steps of one optimizer step on each rank.
@@ -77,21 +94,21 @@ class Batch(Section):
             UserError: The global batch does not divide over the ranks.
         """
         if not self.divides_over(world_size):
-            most = self.global_batch_size // self.micro_batch_size
+            most = self.global_batch_size // self.micro
             fits = [str(n) for n in range(1, most + 1) if self.divides_over(n)]
             raise UserError(
                 f"batch.global_batch_size: {self.global_batch_size} rows in micro-batches of "
-                f"{self.micro_batch_size} do not divide over {world_size} ranks; "
+                f"{self.micro} do not divide over {world_size} ranks; "
                 f"world sizes that fit: {', '.join(fits)}"
             )
-        return self.global_batch_size // (self.micro_batch_size * world_size)
+        return self.global_batch_size // (self.micro * world_size)
 
     def arithmetic(self, world_size: int, sequence_length: int) -> str:
         """The batch in one line, as printed before the first step."""
         steps = self.gradient_accumulation_steps(world_size)
         ranks = "rank" if world_size == 1 else "ranks"
         return (
-            f"{self.global_batch_size} global = {self.micro_batch_size} micro x {steps} "
+            f"{self.global_batch_size} global = {self.micro} micro x {steps} "
             f"accumulation x {world_size} {ranks}; up to "
             f"{self.global_batch_size * sequence_length:,} tokens a step"
         )
@@ -130,9 +147,10 @@ class Optimizer(Section):
 class Parallel(Section):
     """How the work is divided over ranks."""
 
-    strategy: Strategy = "ddp"
+    strategy: Literal[Strategy, "auto"] = "ddp"
     """ddp: each GPU has the whole base; zero2 divides gradients and optimizer state, fsdp and zero3
-    the base too, their _offload kinds in host memory. `accelerate_configs/` has a file of each."""
+    the base too, their _offload kinds in host memory. `accelerate_configs/` has a file of each.
+    `auto`: the fastest that fits the GPUs of the run."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -141,8 +159,9 @@ class Memory(Section):
 
     precision: Precision = "bf16"
     """What the model computes in; the adapters are kept and updated in fp32."""
-    activation_checkpointing: Literal["none", "full"] = "none"
-    """Whether decoder layers are computed again in the backward pass."""
+    activation_checkpointing: Literal[Checkpointing, "auto"] = "none"
+    """What of a decoder layer is computed again in the backward pass: nothing, all but its large
+    matrix products and attention, or everything; `auto`: the fastest that fits."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -18,6 +18,7 @@ from pressroom.base_model import local_folder
 from pressroom.nn.nf4 import load_base
 from pressroom.recipe import Recipe
 from pressroom.train_sections import Lora
+from train.activations import keep_products
 
 
 def build(recipe: Recipe, folder: Path, device: torch.device) -> PeftModel:
@@ -48,6 +49,8 @@ def with_adapters(base: PreTrainedModel, recipe: Recipe) -> PeftModel:
             module.register_state_dict_post_hook(_without_scales)
     torch.manual_seed(recipe.seed)
     model = get_peft_model(base, lora_config(recipe.lora)).train()
+    if recipe.memory.activation_checkpointing == "selective":
+        keep_products(base, recipe.lora.r)
     if recipe.memory.precision == "bf16":
         # Around the innermost forward: DeepSpeed's engine switches off what is opened outside it.
         kind = "cuda" if torch.cuda.is_available() else "cpu"
