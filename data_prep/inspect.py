@@ -20,11 +20,9 @@ from pressroom import dataset
 from pressroom.base_model import model_folder
 from pressroom.console import UserError, entry, say
 from pressroom.dataset import Manifest
-from pressroom.files import home, publish_bytes
+from pressroom.files import home, publish_bytes, require_picture
 from pressroom.recipe import Recipe
 from pressroom.tokenizer import ArticleTokenizer
-
-_PICTURES = (".png", ".svg", ".pdf")
 
 
 @click.command()
@@ -59,8 +57,8 @@ def main(
     DATASET is a folder that `pressroom prep` made; a RECIPE names the one that was made from it.
     Ends with 0 when every check holds, with 1 otherwise.
     """
-    if picture and picture.suffix not in _PICTURES:
-        raise UserError(f"--picture {picture}: must end in one of {', '.join(_PICTURES)}")
+    if picture:
+        require_picture("--picture", picture)
     folder, tokenizer = _find(target, overrides)
     manifest = Manifest.read(folder)
     chosen = _choose(manifest.rows(split), split, rows, only)

@@ -15,6 +15,7 @@ from pressroom import console
 COMMANDS = {
     "doctor": ("train.doctor.command:main", "Is this machine fit, and what to do where it is not."),
     "download": ("pressroom.download:main", "A model and hub data sets -> this machine's cache."),
+    "plan": ("pressroom.planner.command:main", "Does it fit, how fast, what does it cost."),
     "prep": ("data_prep.prepare:main", "Articles -> tokenized, packed Arrow shards."),
     "inspect": (
         "data_prep.inspect:main",

@@ -155,6 +155,19 @@ def find(recipe: Recipe, spec: dict[str, Any]) -> Path:
     raise UserError(message)
 
 
+def newest(recipe: Recipe) -> Manifest | None:
+    """The newest dataset of a recipe's name that was made as the recipe says.
+
+    From whatever articles and tokenizer: good for an estimate, not for training.
+    """
+    made = (home() / "data").glob(f"{recipe.name}-*/manifest.json")
+    for path in sorted(made, key=lambda path: path.stat().st_mtime, reverse=True):
+        manifest = Manifest.read(path.parent)
+        if not _differences(manifest.spec, spec_of(recipe, manifest.spec.get("tokenizer", ""))):
+            return manifest
+    return None
+
+
 def check(folder: Path, spec: dict[str, Any]) -> Manifest:
     """Read a dataset's manifest and hold it against a recipe.
 

@@ -181,3 +181,16 @@ def lock(path: Path, what: str) -> Iterator[None]:
         except OSError:
             raise UserError(f"{what}: another process is at it (it holds {path})") from None
         yield
+
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def require_picture(option: str, path: Path) -> None:
+    """See that a picture can be drawn, before anything is computed for it.
+
+    Raises:
+        UserError: Its name ends in no kind of picture.
+    """
+    if path.suffix not in PICTURES:
+        raise UserError(f"{option} {path}: must end in one of {', '.join(PICTURES)}")

@@ -50,7 +50,7 @@ class Geometry:
         """The geometry that a Llama's config.json describes."""
         kind = config.get("model_type") if isinstance(config, dict) else None
         if kind != "llama":
-            raise UserError(f"{name}: model_type is {kind!r}, not 'llama'")
+            raise UserError(f"{name}: model_type is {kind!r}: only 'llama' is supported")
         try:
             heads = config["num_attention_heads"]
             return cls(

@@ -50,13 +50,15 @@ class Driver:
     """The newest CUDA that it runs."""
     gpus: tuple[str, ...] = ()
     """Names of all GPUs, whichever CUDA_VISIBLE_DEVICES shows."""
+    memory_gib: float = 0.0
+    """Of the smallest of them."""
     error: str = ""
     """Why it says nothing."""
 
 
 def ask_driver() -> Driver | None:
     """The NVIDIA driver; None where there is no nvidia-smi."""
-    names_only = ("--query-gpu=name", "--format=csv,noheader")
+    names_only = ("--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
     try:
         table, names = (
             subprocess.run(
@@ -76,11 +78,13 @@ def ask_driver() -> Driver | None:
         lines = (table.stdout + table.stderr).strip().splitlines()
         return Driver(error=lines[0] if lines else f"nvidia-smi ended with {table.returncode}")
     version = re.search(r"(?:Driver|KMD) Version:\s*([\d.]+)", table.stdout)
+    cards = [line.rpartition(",") for line in names.stdout.splitlines() if "," in line]
     cuda = re.search(r"CUDA (?:UMD )?Version:\s*([\d.]+)", table.stdout)
     return Driver(
         version=version[1] if version else "",
         cuda=cuda[1] if cuda else "",
-        gpus=tuple(line.strip() for line in names.stdout.splitlines() if line.strip()),
+        gpus=tuple(name.strip() for name, _, _ in cards),
+        memory_gib=min((float(size) / 1024 for _, _, size in cards), default=0.0),
     )
 
 

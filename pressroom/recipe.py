@@ -6,7 +6,9 @@ compares two sections is a function here, whose parameters name them. Knows no t
 """
 
 import difflib
-from collections.abc import Callable, Sequence
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -29,6 +31,9 @@ from pressroom.train_sections import (
     Quantization,
     Tracking,
 )
+
+AUTO_KEYS = ("parallel.strategy", "memory.activation_checkpointing", "batch.micro_batch_size")
+"""What may be `auto`."""
 
 
 def _one_compute_dtype(quantization: Quantization | None, memory: Memory) -> Problems:
@@ -58,7 +63,7 @@ def _fsdp_shards_codes(
 
 def _sharded_optimizer(optimizer: Optimizer, parallel: Parallel) -> Problems:
     """Optimizers of bitsandbytes cannot save a sharded state."""
-    if parallel.strategy != "ddp" and optimizer.name.startswith("paged_"):
+    if parallel.strategy not in ("ddp", "auto") and optimizer.name.startswith("paged_"):
         yield (
             "optimizer.name",
             f"{optimizer.name} cannot save its state under {parallel.strategy}: use "
@@ -68,7 +73,7 @@ def _sharded_optimizer(optimizer: Optimizer, parallel: Parallel) -> Problems:
 
 def _sharded_precision(parallel: Parallel, memory: Memory) -> Problems:
     """The fp16 gradient scaler has not been tried with sharded gradients."""
-    if parallel.strategy != "ddp" and memory.precision == "fp16":
+    if parallel.strategy not in ("ddp", "auto") and memory.precision == "fp16":
         yield (
             "memory.precision",
             f"fp16 is not supported under {parallel.strategy}: use bf16 or fp32",
@@ -171,6 +176,30 @@ class Recipe:
                 )
         if problems:
             raise UserError("\n".join(problems))
+
+    def num_steps(self, num_rows: int) -> int:
+        """Optimizer steps of a run: as many as the recipe says, or as its epochs take."""
+        if self.optimizer.num_steps is not None:
+            return self.optimizer.num_steps
+        assert self.optimizer.num_epochs is not None
+        return math.ceil(self.optimizer.num_epochs * num_rows / self.batch.global_batch_size)
+
+    def value(self, key: str) -> Any:
+        """What stands at a dotted key: `batch.micro_batch_size`."""
+        found: Any = self
+        for name in key.split("."):
+            found = getattr(found, name)
+        return found
+
+    @property
+    def autos(self) -> tuple[str, ...]:
+        """The keys that the planner still has to fill in."""
+        return tuple(key for key in AUTO_KEYS if self.value(key) == "auto")
+
+    def broken_rules(self) -> Iterator[tuple[str, str]]:
+        """(key, what is wrong) of each rule between sections that does not hold."""
+        for rule in self.rules:
+            yield from rule(**{n: getattr(self, n) for n in inspect.signature(rule).parameters})
 
     def to_dict(self) -> dict[str, Any]:
         """The whole recipe as plain JSON values, defaults included."""

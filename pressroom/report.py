@@ -10,8 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from pressroom.planner.curve import Point
 
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
 """Of Okabe and Ito's palette, which the colour-blind tell apart: jfly.uni-koeln.de/color."""
@@ -65,6 +69,65 @@ def packing_figure(
     axes["shared"].set_xlim(0.3, max(numbers.max(), 5) + 0.7)
     axes["shared"].xaxis.set_major_locator(MaxNLocator(integer=True))
     _label(axes["shared"], "How many articles share a row", "articles in a row", "rows")
+    return figure
+
+
+def scaling_figure(
+    title: str, tokens: int, fixed: "Sequence[Point]", grown: "Sequence[Point]"
+) -> "Figure":
+    """Tokens a second, efficiency and GPU-hours against the number of GPUs.
+
+    Args:
+        title: Stands above.
+        tokens: Of the run whose cost is drawn.
+        fixed: With the recipe's global batch, as far as it divides.
+        grown: With a global batch that grows with the GPUs.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    panels = {
+        "tokens_per_second": ("Tokens a second, in steps", "tokens/s, all GPUs", 1),
+        "gpu_hours": (
+            f"Cost of {tokens / 1e6:,.0f} million tokens, loading included",
+            "GPU-hours",
+            1,
+        ),
+        "efficiency": ("Efficiency: GPU-hours of the fewest over these", "%", 100),
+    }
+    curves = (
+        ("a batch that grows with the GPUs", _ORANGE, "--", grown),
+        ("the recipe's global batch", _BLUE, "-", fixed),
+    )
+    for axes, (name, (heading, unit, scale)) in zip(
+        figure.subplots(1, 3), panels.items(), strict=True
+    ):
+        for label, color, style, points in curves:
+            counts = [point.count for point in points]
+            values = [scale * getattr(point, name) for point in points]
+            axes.plot(counts, values, style, color=color, label=label)
+            for fits, face in ((True, color), (False, "white")):
+                chosen = [i for i, point in enumerate(points) if point.fits == fits]
+                axes.plot(
+                    [counts[i] for i in chosen],
+                    [values[i] for i in chosen],
+                    *("o",),
+                    color=color,
+                    markerfacecolor=face,
+                    label="does not fit" if not fits and chosen and style == "-" else None,
+                )
+        _label(axes, heading, "GPUs", unit)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks([2**n for n in range(0, 11, 2)])
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        if name == "tokens_per_second":
+            axes.set_yscale("log")
+            axes.legend(frameon=False, fontsize="small")
+        else:
+            axes.set_ylim(0, 1.08 * axes.dataLim.y1)
     return figure
 
 

@@ -527,12 +527,15 @@ def test_nvidia_smi_as_it_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     tool = tmp_path / "nvidia-smi"
     tool.write_text(
         "#!/bin/sh\n"
-        '[ -n "$1" ] && { echo "NVIDIA H100 80GB HBM3"; echo "NVIDIA H100 80GB HBM3"; exit; }\n'
+        '[ -n "$1" ] && { echo "NVIDIA H100 80GB HBM3, 81559"; '
+        'echo "NVIDIA H100 80GB HBM3, 81920"; exit; }\n'
         'echo "| NVIDIA-SMI 550.54.14   Driver Version: 550.54.14   CUDA Version: 12.4     |"\n'
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert ask_driver() == Driver(version="550.54.14", cuda="12.4", gpus=(H100.name,) * 2)
+    assert ask_driver() == Driver(
+        version="550.54.14", cuda="12.4", gpus=(H100.name,) * 2, memory_gib=81559 / 1024
+    )
     tool.write_text("#!/bin/sh\necho 'Failed to initialize NVML: mismatch'\nexit 18\n")
     assert ask_driver() == Driver(error="Failed to initialize NVML: mismatch")
     monkeypatch.setattr(

@@ -1,0 +1,62 @@
+"""The GPUs of this machine, or its CPU, as the planner knows them.
+
+Knows nothing of recipes.
+"""
+
+import os
+from dataclasses import replace
+
+from pressroom.gpus import ask_driver, count_gpus
+from pressroom.planner.choice import Gpus
+from pressroom.planner.gpu_kinds import KINDS, GpuKind, kind_for
+
+CPU_TFLOPS = 0.08
+"""Of one core, in bf16 and fp32 products of a small model. Measured on one kind of CPU: rough."""
+
+
+def local_gpus() -> Gpus | None:
+    """What a run on this machine would have; None without a GPU."""
+    driver, count = ask_driver(), count_gpus()
+    if driver is None or not driver.gpus or not count:
+        return None
+    return Gpus(kind=kind_or_like(driver.gpus[0], driver.memory_gib), gpus_per_node=count)
+
+
+def kind_or_like(name: str, memory_gib: float) -> GpuKind:
+    """The kind of a GPU; one that is not in the table has its own memory and a neighbour's rates.
+
+    Args:
+        name: What its driver calls it.
+        memory_gib: What it has.
+    """
+    known = kind_for(name, memory_gib)
+    if known:
+        return known
+    like = min(KINDS.values(), key=lambda kind: abs(kind.memory_gib - memory_gib))
+    return replace(
+        like,
+        name=name,
+        memory_gib=memory_gib,
+        source=f"memory as the driver says; rates of {like.name}, the nearest in memory",
+    )
+
+
+def available_gib() -> float:
+    """Memory of this host."""
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+
+
+def cpu(memory_gib: float) -> GpuKind:
+    """This machine's CPU as if it were a GPU: its speed is rough, its memory the host's."""
+    return GpuKind(
+        name="cpu",
+        memory_gib=memory_gib,
+        tflops=CPU_TFLOPS * len(os.sched_getaffinity(0)),
+        gb_per_second=10,
+        link_gb_per_second=1,
+        host_gb_per_second=10,
+        network_gb_per_second=1,
+        has_bf16=True,
+        torch_names=(),
+        source="two cores of one server: rough",
+    )

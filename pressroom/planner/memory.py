@@ -1,0 +1,176 @@
+"""Memory: what one GPU holds at its two peaks, and what a node's host memory and disk take.
+
+A step has two moments that can be its peak: the loss, and the backward pass of a layer, which
+under checkpointing is computed again for it. Bytes; GiB are for people. Knows nothing of time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pressroom.planner.activations import (
+    backward_workspace,
+    kept_activations,
+    loss_bytes,
+    recomputed_layer,
+)
+from pressroom.planner.setup import Setup
+from pressroom.planner.sharding import (
+    Held,
+    held,
+    pinned_host_bytes,
+    whole,
+)
+
+GIB = 2**30
+CONTEXT = 0.5 * GIB
+"""The CUDA context and kernels, which torch does not count: nvidia-smi says 0.4 to 0.6."""
+NCCL = 0.4 * GIB
+"""NCCL's channels and buffers, which torch does not count."""
+RESERVE = 1.0 * GIB
+KEPT_RESERVE, TRANSIENT_RESERVE = 0.10, 0.35
+"""What torch reserves above what it allocates: a GiB, a tenth of the activations that a step keeps,
+a third of what comes and goes in it. Calibrated on published peaks: docs/planner.md."""
+PROCESS = 3.0 * GIB
+"""Host memory of a rank: libraries, CUDA's own, the data loader. Assumed."""
+FULL_LOGITS = 16
+"""Bytes a token and a word: logits in bf16, in fp32 twice, their logarithms and gradients."""
+
+TRANSIENT = ("recomputed layer", "gradients of activations", "logits", "loss, in chunks")
+"""Rows that come and go within a step."""
+
+Rows = dict[str, float]
+"""What takes memory -> bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuMemory:
+    """One GPU's memory, by what takes it, at load and at the peak of a step."""
+
+    load: Rows
+    step: Rows
+    moment: str
+    """When a step is at its peak: `loss` or `backward`."""
+
+    @property
+    def peak(self) -> float:
+        """Bytes at the higher of both."""
+        return max(sum(self.load.values()), sum(self.step.values()))
+
+
+def gpu_memory(setup: Setup) -> GpuMemory:
+    """What one GPU holds."""
+    parts = held(setup)
+    moments = {"backward": _backward(setup, parts), "loss": _loss(setup, parts)}
+    moment = max(moments, key=lambda name: sum(moments[name].values()))
+    return GpuMemory(load=_at_load(setup), step=moments[moment], moment=moment)
+
+
+def torch_bytes(rows: Rows) -> float:
+    """What torch counts as reserved: all but what lies outside its allocator."""
+    return sum(rows.values()) - rows["CUDA context, NCCL"]
+
+
+def _static(parts: Held) -> Rows:
+    return {
+        "4-bit weights": parts.codes,
+        "scales": parts.scales,
+        "16-bit weights": parts.linears,
+        "embeddings, norms, head": parts.other,
+        "adapters": parts.adapters,
+        "gradients": parts.gradients,
+        "optimizer states": parts.optimizer,
+        "gathered layers": parts.gathered,
+        "gathered embeddings, head": parts.gathered_other,
+        "communication buffers": parts.buffers,
+    }
+
+
+def _counted(setup: Setup, count: Callable[..., int], *, quantized: bool | None = None) -> int:
+    """One of the counts of activations, for a set-up."""
+    return count(
+        *(setup.geometry, setup.lora, setup.memory, setup.tokens),
+        attention=setup.attention,
+        quantized=setup.quantization is not None if quantized is None else quantized,
+    )
+
+
+def _backward(setup: Setup, parts: Held) -> Rows:
+    weight = 0
+    if setup.quantization:
+        plain = _counted(setup, backward_workspace, quantized=False)
+        weight = max(_counted(setup, backward_workspace) - plain, 0)
+    rows = _static(parts) | {
+        "activations kept": _counted(setup, kept_activations),
+        "recomputed layer": _counted(setup, recomputed_layer),
+        "gradients of activations": _counted(setup, backward_workspace) - weight,
+        "dequantized weights": weight,
+    }
+    return _on_the_card(setup, rows)
+
+
+def _loss(setup: Setup, parts: Held) -> Rows:
+    rows = _static(parts) | {"activations kept": _counted(setup, kept_activations)}
+    if setup.full_logits:
+        rows["logits"] = FULL_LOGITS * setup.geometry.vocab_size * setup.tokens
+    else:
+        rows["loss, in chunks"] = loss_bytes(setup.geometry, setup.memory, setup.tokens).peak
+    return _on_the_card(setup, rows)
+
+
+def _at_load(setup: Setup) -> Rows:
+    """Every rank loads the whole base on its GPU, and divides it then.
+
+    But ZeRO-3 divides what is not quantized while it loads.
+    """
+    total = whole(setup)
+    zero3 = "zero3" in setup.strategy and setup.quantization is None
+    share = setup.world_size if zero3 or not setup.loads_on_gpu else 1
+    largest = max(out * into for out, into in setup.geometry.linear_shapes.values())
+    rows = {
+        "4-bit weights": total.codes / (1 if setup.loads_on_gpu else share),
+        "scales": total.scales,
+        "16-bit weights": total.linears / share,
+        "embeddings, norms, head": total.other / share,
+        "adapters": total.adapters,
+        "weights being quantized": 2 * largest if setup.quantization else 0,
+    }
+    return _on_the_card(setup, rows)
+
+
+def _on_the_card(setup: Setup, rows: Rows) -> Rows:
+    transient = sum(rows.get(name, 0) for name in TRANSIENT)
+    kept = rows.get("activations kept", 0)
+    return rows | {
+        "CUDA context, NCCL": CONTEXT + (NCCL if setup.world_size > 1 else 0),
+        "reserve": RESERVE + KEPT_RESERVE * kept + TRANSIENT_RESERVE * transient,
+    }
+
+
+def host_bytes(setup: Setup) -> float:
+    """Host memory of a node in training: its ranks, and what they offload."""
+    return setup.gpus_per_node * (PROCESS + pinned_host_bytes(setup))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """Bytes that a run writes or needs."""
+
+    base: float
+    data: float
+    """Packed rows, where they are known: ids and labels, four bytes each."""
+    checkpoints: float
+    merged: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.base + self.data + self.checkpoints + self.merged
+
+
+def disk(setup: Setup, keep_last: int, num_rows: int = 0) -> Disk:
+    """Disk space: the base in 16 bits, checkpoints (one more while it is written), the merge."""
+    total = whole(setup)
+    one = total.adapters + total.optimizer
+    bf16 = 2.0 * setup.geometry.num_weights
+    data = 8.0 * num_rows * setup.sequence_length
+    return Disk(base=bf16, data=data, checkpoints=(keep_last + 1) * one, merged=bf16)

@@ -1,0 +1,115 @@
+"""A set-up: everything that a training step's memory and time depend on.
+
+Made from a recipe, or by hand for a measurement that somebody published. Knows nothing of
+formulas.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+from pressroom.console import UserError
+from pressroom.geometry import Geometry
+from pressroom.planner.decoder_layer import Attention
+from pressroom.planner.gpu_kinds import GpuKind
+from pressroom.recipe import Recipe
+from pressroom.train_sections import Lora, Memory, Quantization, Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A model, how it is trained, and the GPUs."""
+
+    geometry: Geometry
+    quantization: Quantization | None
+    lora: Lora
+    memory: Memory
+    strategy: Strategy
+    sequence_length: int
+    micro_batch_size: int
+    global_batch_size: int
+    gpu: GpuKind
+    nodes: int = 1
+    gpus_per_node: int = 1
+    paged_optimizer: bool = False
+    """Whether the moments go to host memory when the GPU is full: they are not counted."""
+    attention: Attention = "sdpa"
+    """What the trainer uses; `sdpa` with a dense mask over the whole micro-batch."""
+    full_logits: bool = False
+    """Whether a loss holds all logits at once; ours never does."""
+    adapter_bytes: int = 4
+    """Of one adapter weight; others train them in bf16."""
+    loads_on_gpu: bool = True
+    """Whether each rank loads the whole base on its GPU before it is divided, as ours does."""
+    fsdp_version: Literal[1, 2] = 2
+    """1 pins a gradient in host memory for each offloaded weight, frozen ones too."""
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, geometry: Geometry, gpu: GpuKind, nodes: int, gpus_per_node: int
+    ) -> "Setup":
+        """A resolved recipe's set-up on so many GPUs.
+
+        Raises:
+            UserError: The global batch does not divide over them, the GPUs cannot compute in the
+                recipe's precision, or something is still `auto`.
+        """
+        if recipe.autos:
+            raise UserError(f"{', '.join(recipe.autos)}: auto is not filled in yet")
+        setup = cls(
+            geometry=geometry,
+            quantization=recipe.quantization,
+            lora=recipe.lora,
+            memory=recipe.memory,
+            strategy=cast(Strategy, recipe.parallel.strategy),
+            sequence_length=recipe.sequence_length,
+            micro_batch_size=recipe.batch.micro,
+            global_batch_size=recipe.batch.global_batch_size,
+            gpu=gpu,
+            nodes=nodes,
+            gpus_per_node=gpus_per_node,
+            paged_optimizer=recipe.optimizer.name.startswith("paged_"),
+        )
+        setup._require_precision()
+        recipe.batch.gradient_accumulation_steps(setup.world_size)
+        return setup
+
+    def but(self, **changes: Any) -> "Setup":
+        """The same set-up with other values."""
+        return replace(self, **changes)
+
+    @property
+    def world_size(self) -> int:
+        """Ranks, one a GPU."""
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def tokens(self) -> int:
+        """Of a rank's micro-batch."""
+        return self.micro_batch_size * self.sequence_length
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-steps of a step."""
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+
+    @property
+    def shards_base(self) -> bool:
+        """Whether the frozen base is divided over the ranks."""
+        return self.strategy in ("fsdp", "fsdp_offload", "zero3", "zero3_offload")
+
+    @property
+    def shards_optimizer(self) -> bool:
+        """Whether gradients and moments are divided."""
+        return self.strategy != "ddp"
+
+    @property
+    def offloads(self) -> bool:
+        """Whether weights and moments live in host memory."""
+        return self.strategy.endswith("_offload")
+
+    def _require_precision(self) -> None:
+        if self.memory.precision == "bf16" and not self.gpu.has_bf16:
+            raise UserError(
+                f"memory.precision: bf16, and {self.gpu.name} has none: use memory.precision=fp16 "
+                "quantization.compute_dtype=float16 parallel.strategy=ddp"
+            )
