@@ -35,7 +35,7 @@ def num_ranks(recipe: Recipe, num_gpus: int) -> int:
         log.warning(
             "using %d of %d GPUs: batch.global_batch_size %d in micro-batches of %d does not "
             "divide over more",
-            *(ranks, num_gpus, batch.global_batch_size, batch.micro_batch_size),
+            *(ranks, num_gpus, batch.global_batch_size, batch.micro),
         )
     return ranks
 

@@ -24,6 +24,10 @@ from pressroom.console import entry, human_seconds, log, say
 from pressroom.files import require_home, sha256_json, sizes
 from pressroom.geometry import Geometry
 from pressroom.gpus import count_gpus
+from pressroom.planner.choice import Gpus, option
+from pressroom.planner.command import geometry_of
+from pressroom.planner.fits import advice, resolve
+from pressroom.planner.here import available_gib, cpu, local_gpus
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.tokenizer import ArticleTokenizer
@@ -52,7 +56,30 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool) -> None:
     _start(Recipe.load(recipe, overrides), ("prep", "train"), dry_run)
 
 
+def settle(recipe: Recipe) -> Recipe:
+    """Fill in what is `auto` for this machine, and warn where the planner says it will not fit.
+
+    Raises:
+        UserError: Something is `auto` and nothing fits, or the model is not there.
+    """
+    here = local_gpus()
+    if not recipe.autos and not here:
+        return recipe
+    gpus, batch = here or Gpus(kind=cpu(available_gib())), recipe.batch
+    micro = 1 if batch.micro_batch_size == "auto" else batch.micro
+    counts = range(1, gpus.count + 1)
+    ranks = max(n for n in counts if n == 1 or batch.global_batch_size % (micro * n) == 0)
+    gpus, geometry = gpus.but(gpus_per_node=ranks), geometry_of(recipe.model)
+    settled, reasons = resolve(recipe, geometry, gpus)
+    for reason in reasons:
+        log.info("auto: %s", reason)
+    if here and not option(settled, geometry, gpus).plan.fits:
+        log.warning("the planner says that this will not fit; %s", advice(recipe, geometry, gpus))
+    return settled
+
+
 def _start(recipe: Recipe, stages: Sequence[str], dry_run: bool) -> None:
+    recipe = settle(recipe)
     if dry_run:
         say(would_do(recipe, stages))
         return

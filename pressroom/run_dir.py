@@ -139,6 +139,11 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def summary(self) -> Path:
+        """What the planner predicted beside what was measured."""
+        return self.path / "summary.json"
+
+    @property
     def tensorboard(self) -> Path:
         """The same figures for TensorBoard."""
         return self.path / "tensorboard"

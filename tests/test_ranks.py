@@ -128,6 +128,7 @@ def _numerics_are_those_of_the_table(
     divided = 2 if strategy in ("fsdp", "zero3") else 1
     codes = geometry.num_linear_weights // 2
     assert rank["code_bytes"] == (0 if kind == "lora-bf16" else codes / divided)
+    assert rank["bucket"] == (geometry.num_lora_weights(4) if "zero" in strategy else None)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

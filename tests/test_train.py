@@ -1,5 +1,7 @@
 """Training: it learns, resumes exactly, counts tokens alike, and saves only adapters."""
 
+import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -15,10 +17,11 @@ from pressroom.dataset import IGNORE
 from pressroom.files import lock
 from pressroom.nn.loss import token_nll
 from pressroom.nn.nf4 import load_base
-from pressroom.recipe import Recipe
+from pressroom.recipe import AUTO_KEYS, Recipe
 from pressroom.run_dir import RunDir
 from train import checkpoint, model, trainer
-from train.data import RankBatches, num_steps, step_rows
+from train.data import RankBatches, step_rows
+from train.summary import COMPARED
 
 BF16 = (
     "memory.precision=bf16",
@@ -145,6 +148,25 @@ def test_activation_checkpointing_changes_nothing(make_recipe, monkeypatch) -> N
     assert checkpointed == pytest.approx(plain, abs=1e-6)
 
 
+def test_auto_is_filled_in_and_every_run_tests_the_planner(make_recipe, caplog) -> None:
+    make_recipe()
+    caplog.set_level(logging.INFO, logger="pressroom")
+    run = train(*(f"{key}=auto" for key in AUTO_KEYS), "checkpoint.every_steps=3")
+    resolved = Recipe.load(str(run.recipe))
+    assert resolved.autos == ()
+    assert resolved.parallel.strategy == "ddp"
+    told = [line for line in caplog.messages if line.startswith("auto: ")]
+    assert [line.split(":")[1].split("=")[0].strip() for line in told] == list(AUTO_KEYS)
+    summary = json.loads(run.summary.read_text())
+    steps = [row["step_seconds"] for row in metrics(run) if "loss" in row]
+    assert min(steps) <= summary["measured"]["step_seconds"] <= max(steps)
+    assert summary["predicted"]["micro_batch_size"] == resolved.batch.micro_batch_size
+    for name in COMPARED:
+        assert summary["measured"][name] > 0
+        assert summary["predicted"][name] > 0
+    assert any("predicted and measured" in line for line in caplog.messages)
+
+
 def test_lora_without_quantization(make_recipe) -> None:
     make_recipe()
     found = losses(train("quantization=null", "optimizer.num_steps=8"))
@@ -256,7 +278,7 @@ def test_the_rows_of_a_step_do_not_depend_on_the_ranks(make_recipe, world_size: 
     accumulation = 8 // (2 * world_size)
     steps = [
         [row for m in range(accumulation) for rank in ranks for row in rank[s * accumulation + m]]
-        for s in range(num_steps(recipe, 21))
+        for s in range(recipe.num_steps(21))
     ]
     assert len(steps) == 8  # 63 rows, the eighth step goes one into a fourth pass
     assert steps == [step_rows(s, num_rows=21, global_batch_size=8, seed=17) for s in range(8)]

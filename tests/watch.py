@@ -62,6 +62,8 @@ def _watch(trainer: Any, found: dict[str, Any]) -> None:
             found["gradients"].append(whole)
             found["code_bytes"] = sum(_code_bytes(m) for m in trainer.model.modules())
             dtypes["reduction"] = _reduction(trainer)
+            optimizer = getattr(trainer.model_wrapped, "optimizer", None)
+            found["bucket"] = getattr(optimizer, "reduce_bucket_size", None)
 
     def see(name: str) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> None:

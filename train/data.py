@@ -5,7 +5,6 @@ seed, step and global batch size: pass after pass over all rows, each in an orde
 into steps without regard to where a pass ends. Knows nothing of the model.
 """
 
-import math
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -45,14 +44,6 @@ def rank_batch(
     return [{**row, "labels": [IGNORE] * len(row["labels"])}]
 
 
-def num_steps(recipe: Recipe, num_rows: int) -> int:
-    """Optimizer steps of a run: as many as the recipe says, or as its epochs take."""
-    if recipe.optimizer.num_steps is not None:
-        return recipe.optimizer.num_steps
-    assert recipe.optimizer.num_epochs is not None
-    return math.ceil(recipe.optimizer.num_epochs * num_rows / recipe.batch.global_batch_size)
-
-
 def step_rows(step: int, *, num_rows: int, global_batch_size: int, seed: int) -> list[int]:
     """The rows of one optimizer step, counted from 0.
 
@@ -80,15 +71,15 @@ class RankBatches(Sampler[list[int]]):
 
     def __init__(self, recipe: Recipe, num_rows: int, *, rank: int, world_size: int) -> None:
         self._recipe, self._num_rows, self._rank = recipe, num_rows, rank
-        self._stride = recipe.batch.micro_batch_size * world_size
+        self._stride = recipe.batch.micro * world_size
         self._accumulation = recipe.batch.gradient_accumulation_steps(world_size)
-        self._num_steps = num_steps(recipe, num_rows)
+        self._num_steps = recipe.num_steps(num_rows)
 
     def __len__(self) -> int:
         return self._num_steps * self._accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        size = self._recipe.batch.micro_batch_size
+        size = self._recipe.batch.micro
         for step in range(self._num_steps):
             rows = step_rows(
                 step,

@@ -9,10 +9,12 @@ import contextlib
 import json
 import math
 import resource
+import statistics
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import TrainerCallback
 
@@ -48,10 +50,21 @@ class Meter(TrainerCallback):
         self._world_size = world_size
         self._step_start = time.perf_counter()
         self._step_seconds = 0.0
+        self.step_seconds: list[float] = []
+        self.save_seconds: list[float] = []
+        self.load_seconds = self.load_peak_gib = 0.0
         self._progress: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Drop rows of steps that will be done again; open the progress line."""
+        """Drop rows of steps that will be done again; open the progress line.
+
+        The base is loaded and divided by now: what follows is the peak of the steps.
+        """
+        self.load_seconds = time.time() - psutil.Process().create_time()
+        self.load_peak_gib = _peak_memory_gib()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # blocks left by loading would stay reserved
+            torch.cuda.reset_peak_memory_stats()
         self._step_start = time.perf_counter()
         if not state.is_world_process_zero:
             return
@@ -64,6 +77,7 @@ class Meter(TrainerCallback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self._step_seconds = time.perf_counter() - self._step_start
+        self.step_seconds.append(self._step_seconds)
         self._step_start = time.perf_counter()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -73,6 +87,18 @@ class Meter(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock anew: saving does not count as a step."""
         self._step_start = time.perf_counter()
+
+    def measured(self) -> dict[str, float]:
+        """What the run took on this rank, by the names that the planner's figures have."""
+        warm = self.step_seconds[1:] or self.step_seconds
+        found = {
+            "load_seconds": self.load_seconds,
+            "peak_at_load_gib": self.load_peak_gib,
+            "peak_in_step_gib": _peak_memory_gib(),
+            "step_seconds": statistics.median(warm) if warm else 0.0,
+            "save_seconds": statistics.median(self.save_seconds) if self.save_seconds else 0.0,
+        }
+        return {name: round(value, 4) for name, value in found.items()}
 
     def figures(self, tokens: int) -> dict[str, float]:
         """What a step took.

@@ -26,10 +26,11 @@ from pressroom.console import UserError, entry, log
 from pressroom.files import lock, publish_json, replace_folder
 from pressroom.geometry import Geometry
 from pressroom.gpus import count_gpus
+from pressroom.planner.choice import Gpus
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.tokenizer import ArticleTokenizer
-from train import checkpoint, data, trainer
+from train import checkpoint, data, summary, trainer
 from train import model as model_builder
 from train.meter import Meter
 
@@ -71,6 +72,8 @@ def fine_tune(recipe: Recipe, run_path: str | None, dataset_path: str | None) ->
     folder = model_folder(recipe.model)
     geometry = Geometry.of(folder)
     recipe.require_fit(geometry)
+    gpus = summary.gpus_of_ranks(ranks)
+    recipe = summary.settle(recipe, geometry, gpus, is_main=ranks.is_main_process)
     spec = dataset.spec_of(recipe, ArticleTokenizer(folder).fingerprint)
     rows_folder = Path(dataset_path) if dataset_path else dataset.find(recipe, spec)
     manifest = dataset.check(rows_folder, spec)
@@ -78,7 +81,7 @@ def fine_tune(recipe: Recipe, run_path: str | None, dataset_path: str | None) ->
         dataset.verify_shards(rows_folder, manifest)
     run = _agree_on_run(recipe, run_path, ranks)
     with lock(run.lock, str(run.path)) if ranks.is_main_process else nullcontext():
-        _train(recipe, run, folder, rows_folder, geometry, ranks)
+        _train(recipe, run, folder, rows_folder, geometry, gpus, ranks)
     return run
 
 
@@ -88,6 +91,7 @@ def _train(
     folder: Path,
     rows_folder: Path,
     geometry: Geometry,
+    gpus: Gpus,
     ranks: PartialState,
 ) -> None:
     if ranks.is_main_process:
@@ -115,6 +119,7 @@ def _train(
     if resume and ranks.is_main_process:
         log.info("going on from %s", resume)
     fine_tuning.train(resume_from_checkpoint=str(resume) if resume else None)
+    summary.write(run, summary.predicted(recipe, geometry, gpus), meter, ranks)
     partial = checkpoint.scratch(run) / "adapter"
     fine_tuning.save_model(str(partial))  # all ranks gather, rank 0 writes
     if ranks.is_main_process:

@@ -3,6 +3,7 @@
 An upgrade of either touches this file. Knows no paths but those of its run.
 """
 
+import time
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.tokenizer import ArticleTokenizer
 from train import checkpoint, trackers
-from train.data import RankBatches, num_steps, rank_batch
+from train.data import RankBatches, rank_batch
 from train.meter import Meter
 from train.model import adapters_to_fp32
 
@@ -35,10 +36,10 @@ def training_arguments(recipe: Recipe, run: RunDir, world_size: int, num_rows: i
     return SFTConfig(
         output_dir=str(checkpoint.scratch(run)),
         seed=recipe.seed,
-        max_steps=num_steps(recipe, num_rows),
+        max_steps=recipe.num_steps(num_rows),
         # Batches
-        per_device_train_batch_size=recipe.batch.micro_batch_size,
-        per_device_eval_batch_size=recipe.batch.micro_batch_size,
+        per_device_train_batch_size=recipe.batch.micro,
+        per_device_eval_batch_size=recipe.batch.micro,
         gradient_accumulation_steps=recipe.batch.gradient_accumulation_steps(world_size),
         average_tokens_across_devices=True,
         # Rows: packed and labelled already. `packing` makes the collator restart positions at
@@ -57,6 +58,7 @@ def training_arguments(recipe: Recipe, run: RunDir, world_size: int, num_rows: i
         # FSDP's policy rounds the loss, DeepSpeed the adapters. The model opens autocast itself.
         bf16=False,
         fp16=precision == "fp16",
+        # `selective` is the model's: arguments are written as JSON, and hold no function.
         activation_checkpointing=recipe.memory.activation_checkpointing == "full",
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -104,6 +106,10 @@ def build(
         callbacks=[*trackers.callbacks(recipe, run), meter],
     )
     _require_strategy(recipe, trainer.accelerator)
+    if trainer.accelerator.state.deepspeed_plugin:
+        # Or it holds room for 5e8 gradients, 2 GB, where adapters have a tenth of them.
+        zero = trainer.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        zero["reduce_bucket_size"] = model.num_parameters(only_trainable=True)
     trainer.remove_callback(PrinterCallback)
     trainer.recipe, trainer.run, trainer.meter = recipe, run, meter
     adapters_to_fp32(trainer.model)
@@ -213,12 +219,14 @@ class RecipeTrainer(SFTTrainer):
         return metrics
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        start = time.perf_counter()
         # Not TRL's, which adds a model card of its own.
         Trainer._save_checkpoint(self, model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             checkpoint.publish(self.run, self.state.global_step, self.recipe.checkpoint.keep_last)
         self.accelerator.wait_for_everyone()
+        self.meter.save_seconds.append(time.perf_counter() - start)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapters; every rank calls it.
