@@ -8,7 +8,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -21,6 +21,7 @@ from trl import SFTConfig, SFTTrainer
 from pressroom.geometry import Geometry
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
+from pressroom.train_sections import Checkpointing
 from train import model as adapters
 from train import trainer
 from train.meter import Meter
@@ -49,8 +50,8 @@ class Variant:
         fields = rest.split(":")
         if stack not in STACKS or not fields[0].isdigit() or len(fields) > 3:
             raise ValueError(f"{text}: not STACK:MICRO_BATCH[:CHECKPOINTING[:ATTENTION]]")
-        if len(fields) > 1 and fields[1] not in ("none", "full"):
-            raise ValueError(f"{text}: checkpointing is none or full, not {fields[1]}")
+        if len(fields) > 1 and fields[1] not in get_args(Checkpointing):
+            raise ValueError(f"{text}: checkpointing is none, selective or full, not {fields[1]}")
         return cls(stack, int(fields[0]), *fields[1:])
 
     def __str__(self) -> str:

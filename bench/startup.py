@@ -1,7 +1,7 @@
 """How fast commands start: median of 10, each a fresh process.
 
 Run as `python bench/startup.py`; `--record` appends a JSON row to `bench/results.jsonl`. Targets:
-0.3 s for `pressroom --help`, 0.4 s for `import pressroom.recipe`.
+0.3 s for `pressroom --help`, 0.4 s for `import pressroom.recipe`, 1 s for `pressroom plan`.
 """
 
 import statistics
@@ -19,6 +19,10 @@ REPEATS = 10
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "pressroom --help": [str(Path(sys.executable).with_name("pressroom")), "--help"],
+    "pressroom plan 70b": [
+        str(Path(sys.executable).with_name("pressroom")),
+        *("plan", "70b", "--gpus", "8xa100-40"),
+    ],
     "import pressroom.recipe": [sys.executable, "-c", "import pressroom.recipe"],
 }
 

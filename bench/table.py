@@ -21,8 +21,8 @@ PAGE = HERE.parent / "docs" / "results.md"
 
 def train_table(rows: Iterable[Row]) -> str:
     """Tokens/s of each variant, and as a multiple of the plain stack's best of the same run."""
-    names = ["model", "variant", "tokens/s", "of plain's best", "MFU", "HFU", "peak GiB"]
-    names += ["hardware", "date", "commit"]
+    names = ["model", "variant", "tokens/s", "predicted", "of plain's best", "MFU", "HFU"]
+    names += ["peak GiB", "predicted", "hardware", "date", "commit"]
     kept = list(rows)
     head = f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
     return "\n".join([head, *(_train_line(row, _plain_best(row, kept)) for row in kept)])
@@ -43,16 +43,18 @@ def _plain_best(row: Row, rows: Iterable[Row]) -> float | None:
 
 def _train_line(row: Row, plain: float | None) -> str:
     if "error" in row:
-        figures = [row["error"], "", "", "", ""]
+        figures = [row["error"], "", "", "", "", "", ""]
     else:
         speed = row["tokens_per_second"]
         memory = row["peak_memory_gib"]
         figures = [
             f"{speed:,.0f}",
+            _told(row.get("predicted_tokens_per_second"), ",.0f"),
             f"{speed / plain:.2f}" if plain else "",
             f"{row['mfu']:.1%}",
             f"{row['hfu']:.1%}",
-            "" if memory is None else f"{memory:.1f}",
+            _told(memory, ".1f"),
+            _told(row.get("predicted_peak_memory_gib"), ".1f"),
         ]
     facts = [
         str(row.get("hardware", "")),
@@ -60,6 +62,10 @@ def _train_line(row: Row, plain: float | None) -> str:
         str(row.get("commit", "")),
     ]
     return f"| {' | '.join([row['geometry'], row['variant'], *figures, *facts])} |"
+
+
+def _told(figure: float | None, form: str) -> str:
+    return "" if figure is None else format(figure, form)
 
 
 TABLES: dict[str, Callable[[Iterable[Row]], str]] = {"train_gpu": train_table}

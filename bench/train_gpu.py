@@ -17,6 +17,7 @@ from typing import Any
 import click
 import torch
 from breakdown import shares
+from foretold import flops_per_token, predicted
 from geometries import GEOMETRIES
 from random_model import random_base
 from random_rows import random_rows
@@ -101,22 +102,6 @@ def _mark() -> Any:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
-
-
-def flops_per_token(geometry: Geometry, lengths: list[int], checkpointing: str) -> dict[str, float]:
-    """Model FLOPs and executed FLOPs of a token, attention as the sum of squared article lengths.
-
-    Source: 4P + 6sdL are the model's; executed are 4P + 7sdL without checkpointing, for attention
-    computes its scores again, and 6P + 9sdL with it.
-    """
-    weights = geometry.num_linear_weights + geometry.num_head_weights
-    attended = sum(n * n for n in lengths) / sum(lengths)
-    attention = attended * geometry.num_heads * geometry.head_dim * geometry.num_layers
-    executed = (6, 9) if checkpointing == "full" else (4, 7)
-    return {
-        "model": 4.0 * weights + 6.0 * attention,
-        "executed": executed[0] * weights + executed[1] * attention,
-    }
 
 
 def sustained_tflops(device: torch.device) -> float:
@@ -228,7 +213,9 @@ def main(
     lines = []
     for variant in chosen:
         clock = Clock(warmup, steps, seconds, 2 if profile else 0)
-        row = {"variant": str(variant), **measure(variant, base, geometry, rows, clock, peak)}
+        measured = measure(variant, base, geometry, rows, clock, peak)
+        foretold = predicted(variant, geometry, sequence_length)
+        row = {"variant": str(variant), **measured, **foretold}
         append(path, {**common, **row})
         lines.append(_line(row))
         log.info("%s", lines[-1])

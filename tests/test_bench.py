@@ -113,18 +113,26 @@ def test_the_table_is_made_from_rows() -> None:
     rows = [
         {**common, "variant": "trl:1:full:sdpa", "tokens_per_second": 1000.0, **figures},
         {**common, "variant": "trl:8:full:sdpa", "error": "out of memory"},
-        {**common, "variant": "pressroom:8:none:sdpa", "tokens_per_second": 1500.0, **figures},
+        {
+            **common,
+            "variant": "pressroom:8:none:sdpa",
+            "tokens_per_second": 1500.0,
+            **figures,
+            "predicted_tokens_per_second": 1400.0,
+            "predicted_peak_memory_gib": 41.0,
+        },
     ]
     page = "before\n<!-- bench/train_gpu -->\nold\n<!-- end -->\nafter\n"
     found = table.fill(page, rows).splitlines()
     assert found[0] == "before"
     assert found[-1] == "after"
     assert found[4:7] == [
-        "| 7b | trl:1:full:sdpa | 1,000 | 1.00 | 50.0% | 60.0% | 40.0 | NVIDIA H200 | 2026-11-22 "
-        "| abc1234 |",
-        "| 7b | trl:8:full:sdpa | out of memory |  |  |  |  | NVIDIA H200 | 2026-11-22 | abc1234 |",
-        "| 7b | pressroom:8:none:sdpa | 1,500 | 1.50 | 50.0% | 60.0% | 40.0 | NVIDIA H200 "
+        "| 7b | trl:1:full:sdpa | 1,000 |  | 1.00 | 50.0% | 60.0% | 40.0 |  | NVIDIA H200 "
         "| 2026-11-22 | abc1234 |",
+        "| 7b | trl:8:full:sdpa | out of memory |  |  |  |  |  |  | NVIDIA H200 | 2026-11-22 "
+        "| abc1234 |",
+        "| 7b | pressroom:8:none:sdpa | 1,500 | 1,400 | 1.50 | 50.0% | 60.0% | 40.0 | 41.0 "
+        "| NVIDIA H200 | 2026-11-22 | abc1234 |",
     ]
     assert table.fill(page, []).splitlines()[2] == "Nothing was measured yet."
 
