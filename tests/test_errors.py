@@ -212,6 +212,27 @@ CATALOGUE: dict[str, list[Mistake]] = {
             "optimizer.name=paged_adamw_32bit",
         ),
     ],
+    "The plan": [
+        Mistake("A GPU that nobody has described", "pressroom plan 7b --gpus 8xa100"),
+        Mistake("GPUs that are none", "pressroom plan 7b --gpus 8*h100"),
+        Mistake("Neither GPUs here nor said", "pressroom plan 7b"),
+        Mistake("No such model", "pressroom plan 7c --gpus h100"),
+        Mistake(
+            "A config.json that is cut",
+            "pressroom plan llama/config.json --gpus h100",
+            _write("llama/config.json", "{"),
+        ),
+        Mistake(
+            "A model that is no Llama",
+            "pressroom plan llama/config.json --gpus h100",
+            _config(model_type="gpt2"),
+        ),
+        Mistake("A GPU without bf16", "pressroom plan 7b --gpus t4"),
+        Mistake("GPUs that do not divide the batch", "pressroom plan llama2_13b --gpus 5xh100"),
+        Mistake("Two machines at once", "pressroom plan 7b --gpus h100 --cluster c.yaml"),
+        Mistake("Not a picture", "pressroom plan 7b --gpus h100 --curve scale.gif"),
+        Mistake("No such cluster file", "pressroom plan 7b --cluster c.yaml"),
+    ],
     "Runs": [
         Mistake("No such run", "pressroom merge nwes"),
         Mistake(
