@@ -1,20 +1,21 @@
 """The shipped recipes load, and the batch arithmetic is exact."""
 
 from importlib import resources
+from typing import get_args
 
 import pytest
 import yaml
 
 from pressroom.console import UserError
 from pressroom.recipe import Recipe
-from pressroom.train_sections import Batch, Parallel
+from pressroom.train_sections import Batch, Strategy
 
 RECIPES = [
     file.name.removesuffix(".yaml")
     for file in resources.files("train.recipes").iterdir()
     if file.name.endswith(".yaml")
 ]
-STRATEGIES = Parallel.__pydantic_fields__["strategy"].annotation.__args__
+STRATEGIES = get_args(Strategy)
 
 
 @pytest.mark.parametrize("name", RECIPES)
