@@ -28,6 +28,7 @@ COMMANDS = {
         "Adapter + base -> one model folder that any client loads.",
     ),
     "generate": ("generate.commands:generate", "Prompts or titles -> text."),
+    "report": ("pressroom.report.command:main", "A run as one page: curves, samples, figures."),
     "run": ("launch.stages:main", "The whole chain, skipping what is done."),
 }
 """Name -> the click command and its line of help. Only what works stands here."""

@@ -144,6 +144,21 @@ class RunDir:
         return self.path / "summary.json"
 
     @property
+    def report(self) -> Path:
+        """The run as a page that stands alone."""
+        return self.path / "report.html"
+
+    @property
+    def error(self) -> Path:
+        """Why the run failed, in words; not there while nothing has."""
+        return self.path / "error.txt"
+
+    @property
+    def logs(self) -> Path:
+        """What the ranks said, a file each."""
+        return self.path / "logs"
+
+    @property
     def tensorboard(self) -> Path:
         """The same figures for TensorBoard."""
         return self.path / "tensorboard"
@@ -183,12 +198,18 @@ class RunDir:
         return self.path / "samples.jsonl"
 
     @property
+    def stages_file(self) -> Path:
+        """What each stage was made from, when, and how long it took."""
+        return self.path / "stages.json"
+
+    @property
     def stages(self) -> dict[str, Any]:
         """Stages begun or finished: name -> {key, finished, seconds, files}."""
-        path = self.path / "stages.json"
-        if not path.is_file():
+        if not self.stages_file.is_file():
             return {}
-        stages: dict[str, Any] = read_json(path, "delete it, and every stage is done again")
+        stages: dict[str, Any] = read_json(
+            self.stages_file, "delete it, and every stage is done again"
+        )
         return stages
 
     def record_stage(self, name: str, key: str, seconds: float | None = None) -> None:
@@ -198,7 +219,7 @@ class RunDir:
             now = datetime.now().astimezone().isoformat(timespec="seconds")
             files = sizes(self.output(name))
             done = {"finished": now, "seconds": round(seconds, 1), "files": files}
-        publish_json(self.path / "stages.json", {**self.stages, name: {"key": key, **done}})
+        publish_json(self.stages_file, {**self.stages, name: {"key": key, **done}})
 
     def output(self, stage: str) -> Path:
         """The file or folder that a stage leaves here."""
