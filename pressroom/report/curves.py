@@ -26,6 +26,7 @@ _COLORS = {
 }
 """What a picture is drawn in -> what the page says in its place, for light and for dark."""
 _BLUE, _ORANGE, _INK, _RULE = _COLORS
+_FEW = 30
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,19 @@ class _Panel:
     title: str
     unit: str
     scale: float = 1.0
-    from_zero: bool = True
+    noisy: bool = True
+    """Drawn with its mean."""
 
 
 _PANELS = (
-    _Panel("learning_rate", "Learning rate", "a step", from_zero=False),
+    _Panel("learning_rate", "Learning rate", "at a step", noisy=False),
     _Panel("grad_norm", "Gradient norm, before clipping", "L2 norm"),
     _Panel("tokens_per_second_per_gpu", "Speed", "tokens/s/GPU"),
     _Panel("mfu", "Model FLOPs utilization (MFU)", "% of the GPU's peak", scale=100),
     _Panel("hfu", "Hardware FLOPs utilization (HFU)", "% of the GPU's peak", scale=100),
     _Panel("model_tflops_per_second_per_gpu", "Model FLOPs", "TFLOP/s a GPU"),
-    _Panel("peak_memory_gib", "Peak memory of a rank", "GiB"),
-    _Panel("peak_host_memory_gib", "Peak host memory", "GiB"),
+    _Panel("peak_memory_gib", "Peak memory of a rank", "GiB", noisy=False),
+    _Panel("peak_host_memory_gib", "Peak host memory", "GiB", noisy=False),
     _Panel("data_wait_seconds", "Wait for data", "s a step"),
 )
 
@@ -83,20 +85,17 @@ def _loss(series: Mapping[str, Series]) -> Picture:
     nothing = (np.array([]), np.array([]))
     loss, held_out = series.get("loss", nothing), finite(series.get("eval_loss", nothing))
     steps_N, values_N = finite(loss)
-    missing = loss[0][~np.isfinite(loss[1])]
+    missing = np.setdiff1d(loss[0], steps_N)
 
     def draw(axes: "Axes") -> None:
         if len(steps_N):
-            mean, width = smooth((steps_N, values_N))
-            alone = width == 1
-            axes.plot(*thin((steps_N, values_N)), color=_BLUE, lw=1, alpha=1 if alone else 0.35)
-            if not alone:
-                axes.plot(*thin(mean), color=_BLUE, lw=1.8, label=f"mean of {width:,} steps")
+            _draw(axes, (steps_N, values_N), noisy=True)
         if len(held_out[0]):
-            axes.plot(*thin(held_out), "o-", color=_ORANGE, ms=3.5, lw=1.2, label="held out")
+            style = "o-" if len(held_out[0]) <= _FEW else "-"
+            axes.plot(*thin(held_out), style, color=_ORANGE, ms=3.5, lw=1.5, label="held out")
         if len(missing):
             at = missing[np.linspace(0, len(missing) - 1, min(len(missing), 200)).astype(int)]
-            label = f"not a number: {len(missing):,} steps"
+            label = f"not a number ({len(missing):,})"
             height = np.full(len(at), 0.03)
             across = axes.get_xaxis_transform()
             axes.plot(at, height, "x", color=_ORANGE, ms=5, transform=across, label=label)
@@ -108,15 +107,30 @@ def _line(panel: _Panel, series: Series, level: tuple[str, float] | None) -> Pic
     steps_N, values_N = finite(series)
 
     def draw(axes: "Axes") -> None:
-        marker = "o" if len(steps_N) == 1 else ""
-        axes.plot(*thin((steps_N, panel.scale * values_N)), marker=marker, color=_BLUE, lw=1.2)
+        points = (steps_N, panel.scale * values_N)
+        _draw(axes, points, noisy=panel.noisy)
         if level and np.isfinite(level[1]):
             name, value = level
             axes.axhline(panel.scale * value, color=_ORANGE, ls="--", lw=1.2, label=name)
-        if panel.from_zero:
-            axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.dataLim.y1 or 1)
+        axes.yaxis.set_major_formatter(_figure)
 
     return _drawn(panel.title, draw, panel.unit)
+
+
+def _draw(axes: "Axes", points: Series, *, noisy: bool) -> None:
+    """A line; a noisy one is pale where there is enough of it to draw its mean."""
+    mean, width = smooth(points)
+    if width == 1 or not noisy:
+        style = "o-" if len(points[0]) == 1 else "-"
+        axes.plot(*thin(points), style, color=_BLUE, lw=1.4)
+        return
+    axes.plot(*thin(points), color=_BLUE, lw=1, alpha=0.35)
+    axes.plot(*thin(mean), color=_BLUE, lw=1.8, label=f"mean of {width:,} steps")
+
+
+def _figure(value: float, position: float) -> str:
+    return f"{value:,.6g}"
 
 
 def perplexity(rows: Mapping[str, float]) -> Picture:

@@ -18,7 +18,7 @@ from pressroom.report.sections import built, number, perplexities
 from pressroom.run_dir import RunDir
 
 _MOST_OF_AN_ERROR = 4000
-_LAST_LINES = 30
+_LAST_LINES = 15
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def figures(
     if {"base", "tuned"} <= scored.keys():
         before, after = (number(scored[name]["trained"]) for name in ("base", "tuned"))
         found.append(("held-out perplexity", f"{before} → {after}"))
-    if began := _stamp(run):
-        found.append(("begun", began))
+    if created := _stamp(run):
+        found.append(("created", created))
     if "device" in facts:
         found.append(("on", f"{facts.get('world_size', 1)} x {facts['device']}"))
     values = {name: finite(points)[1] for name, points in series.items()}

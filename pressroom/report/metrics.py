@@ -17,6 +17,8 @@ Series = tuple[Floats, Floats]
 """Steps [N], rising, and the value at each [N], which may be NaN or infinite."""
 
 _MOST_POINTS = 1000
+_LARGEST = 1e100
+"""What is larger no axis can show: it counts as infinite."""
 
 
 def read(path: Path) -> tuple[dict[str, Series], int]:
@@ -52,13 +54,13 @@ def _row(line: str) -> dict[str, float] | None:
         numbers = {k: float(v) for k, v in row.items() if type(v) in (int, float)}
     except (ValueError, AttributeError, OverflowError, RecursionError):
         return None
-    return numbers if np.isfinite(numbers.get("step", np.nan)) else None
+    return numbers if 0 <= numbers.get("step", -1) < _LARGEST else None
 
 
 def finite(series: Series) -> Series:
     """The points whose value is a number."""
     steps_N, values_N = series
-    chosen = np.isfinite(values_N)
+    chosen = np.abs(values_N) < _LARGEST  # not so for NaN
     return steps_N[chosen], values_N[chosen]
 
 

@@ -51,19 +51,19 @@ def render(run: RunDir) -> str:
         raise UserError(f"{run.path}: has no run in it: no recipe.yaml")
     notes: list[str] = []
     recipe = built(run.recipe, run.load_recipe, notes)
-    manifest = None
-    if facts := built(run.environment, partial(sections.json_of, run.environment), notes):
-        manifest = built(run.environment, lambda: Manifest.read(run.dataset), notes)
+    facts = built(run.environment, partial(sections.json_of, run.environment), notes)
+    manifest, articles = _dataset(run, notes) if facts else (None, None)
+    num_steps = built(run.recipe, partial(_num_steps, recipe, manifest), [])
     series, damaged = built(run.metrics, partial(metrics.read, run.metrics), notes) or ({}, 0)
     if damaged:
         lines = "line is" if damaged == 1 else "lines are"
-        notes.append(f"{run.metrics}: {damaged:,} {lines} damaged and left out of this page")
+        notes.append(f"{run.metrics.name}: {damaged:,} {lines} damaged and left out of this page")
     page: dict[str, Any] = {
         "name": recipe.name if recipe else run.path.parent.name,
         "run": f"{run.path.parent.name}/{run.path.name}",
-        "headline": headline.headline(run, series, _num_steps(recipe, manifest)),
+        "headline": headline.headline(run, series, num_steps),
         "figures": headline.figures(run, series, facts or {}),
-        "sections": _sections(run, recipe, manifest, series, notes),
+        "sections": _sections(run, recipe, articles, series, notes),
         "made": f"{datetime.now():%Y-%m-%d %H:%M}",
     }
     return _environment().get_template("page.html").render(**page, notes=notes)
@@ -85,6 +85,15 @@ def _clean(value: Any) -> Any:
     return value if isinstance(value, Markup) else harmless(redact(str(value)))
 
 
+def _dataset(run: RunDir, notes: list[str]) -> tuple[Manifest | None, Section | None]:
+    """What a run was trained on, and what stands about it."""
+    folder = built(run.environment, lambda: run.dataset, notes)
+    manifest = built(folder, partial(Manifest.read, folder), notes) if folder else None
+    if folder is None or manifest is None:
+        return None, None
+    return manifest, built(folder, partial(sections.dataset, manifest), notes)
+
+
 def _num_steps(recipe: Recipe | None, manifest: Manifest | None) -> int | None:
     if recipe is None:
         return None
@@ -96,7 +105,7 @@ def _num_steps(recipe: Recipe | None, manifest: Manifest | None) -> int | None:
 def _sections(
     run: RunDir,
     recipe: Recipe | None,
-    manifest: Manifest | None,
+    articles: Section | None,
     series: Mapping[str, Series],
     notes: list[str],
 ) -> list[Section]:
@@ -111,12 +120,12 @@ def _sections(
     found = [
         built(run.evaluation, partial(sections.evaluation, run), notes),
         Section("How it went", pictures=built(run.metrics, draw, notes) or ()),
-        built(run.samples, partial(sections.samples, run), notes),
+        built(run.samples, partial(sections.written, run), notes),
         built(run.summary, partial(sections.summary, run), notes),
         built(run.merge_report, partial(sections.merge, run), notes),
         built(run.path, partial(sections.outputs, run), notes),
         built(run.stages_file, partial(sections.stages, run), notes),
-        sections.dataset(manifest) if manifest else None,
+        articles,
         built(run.environment, partial(sections.environment, run), []),
         built(run.recipe, partial(sections.recipe, run), notes),
     ]

@@ -4,10 +4,8 @@ Each builder reads one file and may trip over what is wrong in it; `built` tells
 the section. Knows nothing of how a page looks.
 """
 
-import json
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,14 +13,13 @@ from typing import Any, TypeVar
 from pressroom.console import UserError, human_seconds
 from pressroom.dataset import Manifest
 from pressroom.files import read_json, sizes
-from pressroom.report import curves
+from pressroom.report import curves, samples
 from pressroom.report.curves import Picture
+from pressroom.report.samples import Sample
 from pressroom.run_dir import RunDir
 
 T = TypeVar("T")
 _LEFT_OUT = "left out of this page"
-_MOST_SAMPLES = 12
-_MOST_OF_A_TEXT = 4000
 
 
 @dataclass(frozen=True)
@@ -35,23 +32,14 @@ class Section:
     """A table's, the first cell of each being its name."""
     note: str = ""
     pictures: Sequence[Picture] = ()
-    samples: Sequence["Sample"] = ()
+    samples: Sequence[Sample] = ()
     text: str = ""
     """Shown as it stands."""
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing stands below the heading."""
-        return not (self.rows or self.pictures or self.samples or self.text)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A prompt and what became of it: (whose, text) each."""
-
-    prompt: str
-    step: str
-    texts: Sequence[tuple[str, str]] = field(default=())
+        return not (self.rows or self.pictures or self.samples or self.text or self.note)
 
 
 def built(path: Path, build: Callable[[], T], notes: list[str]) -> T | None:
@@ -63,9 +51,9 @@ def built(path: Path, build: Callable[[], T], notes: list[str]) -> T | None:
     except UserError as error:
         notes.append(str(error))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        notes.append(f"{path}: damaged ({type(error).__name__}: {error}); {_LEFT_OUT}")
+        notes.append(f"{path.name}: damaged ({type(error).__name__}: {error}); {_LEFT_OUT}")
     except RecursionError:
-        notes.append(f"{path}: damaged (nested too deep); {_LEFT_OUT}")
+        notes.append(f"{path.name}: damaged (nested too deep); {_LEFT_OUT}")
     return None
 
 
@@ -114,36 +102,10 @@ def evaluation(run: RunDir) -> Section:
     return Section("Held-out perplexity", head, rows, of, pictures=[drawn])
 
 
-def samples(run: RunDir) -> Section:
+def written(run: RunDir) -> Section:
     """What the tuned model writes beside the base and the real article."""
-    with run.samples.open(encoding="utf-8", errors="replace") as lines:
-        found = [json.loads(line) for line in lines if line.strip()]
-    # The finished model's have no step, and come first; then the newest.
-    found.sort(key=lambda sample: sample.get("step") or math.inf, reverse=True)
-    shown = [_sample(sample) for sample in found[:_MOST_SAMPLES]]
-    more = f"{len(shown)} of {len(found):,}; samples.jsonl has all."
-    return Section("What it writes", note=more if len(found) > len(shown) else "", samples=shown)
-
-
-def _sample(sample: dict[str, Any]) -> Sample:
-    prompt = str(sample["prompt"])
-    texts = []
-    for who in ("base", "tuned"):
-        written = sample.get(who)
-        if isinstance(written, dict):
-            cut = "" if written.get("ended", True) else " [cut]"
-            texts.append((who, _short(str(written["text"]).removeprefix(prompt).strip()) + cut))
-        elif written is not None:
-            texts.append((who, _short(str(written).removeprefix(prompt).strip())))
-    if sample.get("reference"):
-        texts.append(("real article", _short(str(sample["reference"]))))
-    step = sample.get("step")
-    return Sample(_short(prompt), f"step {step:,}" if step else "", texts)
-
-
-def _short(text: str) -> str:
-    more = len(text) - _MOST_OF_A_TEXT
-    return text if more <= 0 else f"{text[:_MOST_OF_A_TEXT]} [{more:,} characters more]"
+    shown, note = samples.read(run.samples)
+    return Section("What it writes", note=note, samples=shown)
 
 
 def predicted(run: RunDir) -> dict[str, float]:
@@ -235,4 +197,4 @@ def environment(run: RunDir) -> Section:
 def recipe(run: RunDir) -> Section:
     """The recipe as it ran."""
     text = run.recipe.read_text(encoding="utf-8", errors="replace")
-    return Section("Recipe, as it ran", text=text)
+    return Section("Recipe", text=text)
