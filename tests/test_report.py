@@ -154,6 +154,7 @@ def test_a_finished_run_shows_everything(finished: RunDir) -> None:
         *("0123abcd", "learning_rate: 0.01"),
     ):
         assert words in page.words, words
+    assert page.words.count("city!") == 4  # the recipe's, the prompt, twice more by the base
     assert "TFLOP/s" not in page.words  # MFU says it
     assert page.tags.count("svg") == page.tags.count("figcaption") == 8
 
@@ -396,7 +397,9 @@ def test_the_command(finished: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     finished.report.unlink()
     monkeypatch.chdir(finished.path)
     CliRunner().invoke(main, ["report", "."], catch_exceptions=False)
-    assert "8 x NVIDIA H100" in finished.report.read_text(encoding="utf-8")
+    words = Page(finished.report.read_text(encoding="utf-8")).words
+    assert "tiny/2026-01-02T03-04-05" in words
+    assert "rejected: no title" in words
     with pytest.raises(UserError, match="did you mean tiny"):
         CliRunner().invoke(main, ["report", "tyni"], catch_exceptions=False)
 
