@@ -24,7 +24,7 @@ from pressroom.files import lock, publish_file, publish_json, replace_folder, re
 from pressroom.geometry import Geometry
 from pressroom.nn.pieces import REFETCH, Files, bnb_config, empty_model, quantize
 from pressroom.planner.weights import weights
-from pressroom.quantized_base import Codes, manifest, read_manifest, summed, verify
+from pressroom.quantized_base import MEND, Codes, manifest, read_manifest, summed, verify
 from pressroom.recipe import Recipe
 from pressroom.sections import Model
 from pressroom.train_sections import DTYPES, Lora, Memory, Precision, Quantization
@@ -158,7 +158,7 @@ def _write_shards(codes: Codes, partial: Path, about: dict[str, Any]) -> None:
                 tensors |= _tensors(name, files.read(name), codes, is_linear=name in linears)
             with publish_file(partial / shard) as path:
                 save_file(tensors, path, metadata={"format": "pt"})
-            made[shard] = {**(summed(partial / shard) or {}), "tensors": sorted(tensors)}
+            made[shard] = summed(partial / shard)
             publish_json(manifest(partial), {**about, "shards": made})
             progress.advance()
 
@@ -183,9 +183,9 @@ def _kept(partial: Path, about: dict[str, Any]) -> dict[str, Any]:
         left = read_manifest(partial)
         shards = left.pop("shards")
         if left == about:
-            kept = {n: s for n, s in shards.items() if s.items() >= (summed(partial / n) or {0: 0}).items()}
+            kept = {name: sums for name, sums in shards.items() if summed(partial / name) == sums}
     for file in partial.iterdir():
-        if file.name not in kept:
+        if file.name not in kept and file != manifest(partial):
             file.unlink()
     if kept:
         log.info("going on: %d shards are there", len(kept))
@@ -207,13 +207,10 @@ def _tensors(
 
 def _write_rest(codes: Codes, partial: Path) -> None:
     """Write all that a client needs besides the shards: index, config and tokenizer."""
-    shards = read_manifest(partial)["shards"]
+    files = {name: path.name for name, path in Files(partial, MEND).file_of.items()}
     publish_json(
         partial / "model.safetensors.index.json",
-        {
-            "metadata": {"total_size": sum(shard["bytes"] for shard in shards.values())},
-            "weight_map": {t: name for name, shard in shards.items() for t in shard["tensors"]},
-        },
+        {"metadata": {}, "weight_map": dict(sorted(files.items()))},
     )
     config = AutoConfig.from_pretrained(codes.folder)
     config.dtype = DTYPES[codes.precision]

@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
-from pressroom import dataset
+from pressroom import dataset, quantized_base
 from pressroom.base_model import model_fingerprint, model_folder
 from pressroom.console import UserError, entry, log
 from pressroom.files import lock, publish_json, replace_folder
@@ -106,6 +106,8 @@ def _train(
     if ranks.is_main_process:
         facts = environment(fine_tuning.accelerator)
         base = {"base": str(folder), "base_fingerprint": model_fingerprint(folder)}
+        codes = quantized_base.find(folder, recipe.quantization, recipe.memory.precision)
+        base["quantized_base"] = str(codes) if codes else None
         publish_json(run.environment, {**base, "dataset": str(rows_folder), **facts})
     resume = checkpoint.newest(run)
     if resume and recipe.parallel.strategy.startswith("zero"):

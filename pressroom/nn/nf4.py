@@ -80,6 +80,7 @@ def dequantize(model: PreTrainedModel, dtype: torch.dtype) -> None:
     if quantizer is not None:
         quantizer.remove_quantization_config(model)
         model.is_loaded_in_4bit = False
+        model._weight_conversions = []  # or it is saved by undoing how its codes were read
 
 
 def _is_4bit(module: torch.nn.Module) -> bool:

@@ -20,7 +20,7 @@ from pressroom.train_sections import DTYPES, Precision, Quantization
 
 BLOCK = 64
 """Weights that share a scale."""
-SLICE = 2**20
+SLICE = 2**18
 """Weights quantized at a time: without a GPU, bitsandbytes takes some 25 bytes for each."""
 REFETCH = "fetch the base model again"
 
@@ -117,10 +117,10 @@ class Files:
 
     def __init__(self, folder: Path, hint: str) -> None:
         self.folder, self._hint = folder, hint
-        self._file_of: dict[str, Path] = {}
+        self.file_of: dict[str, Path] = {}
         for path in sorted(folder.glob("*.safetensors")):
             with readable(path, hint), safe_open(path, "pt") as file:
-                self._file_of |= dict.fromkeys(file.keys(), path)
+                self.file_of |= dict.fromkeys(file.keys(), path)
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor by its name.
@@ -129,15 +129,15 @@ class Files:
             UserError: It is in none of the files, or its file is damaged.
         """
         with readable(self.folder, self._hint):
-            if name not in self._file_of:
+            if name not in self.file_of:
                 raise KeyError(f"there is no tensor {name}")
-        path = self._file_of[name]
+        path = self.file_of[name]
         with readable(path, self._hint), safe_open(path, "pt") as file:
             return file.get_tensor(name)
 
     def below(self, prefix: str) -> dict[str, torch.Tensor]:
         """All tensors whose names begin so, by the rest of their names."""
-        names = [name for name in self._file_of if name.startswith(prefix)]
+        names = [name for name in self.file_of if name.startswith(prefix)]
         return {name.removeprefix(prefix): self.read(name) for name in names}
 
 
