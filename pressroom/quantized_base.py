@@ -44,8 +44,8 @@ class Codes:
         # A hub's cache: models--ORG--NAME/snapshots/COMMIT
         in_hub = self.folder.parent.name == "snapshots"
         repo = self.folder.parents[1].name if in_hub else self.folder.absolute().name
-        name = f"{repo.split('--')[-1]}-{self.quantization.quant_type}-{sha256_json(self.spec)[:12]}"
-        return home() / ".cache" / "models" / name
+        name, key = repo.split("--")[-1], sha256_json(self.spec)[:12]
+        return home() / ".cache" / "models" / f"{name}-{self.quantization.quant_type}-{key}"
 
     def find(self) -> Path | None:
         """The folder of codes; None where nobody has made them.

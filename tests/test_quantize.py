@@ -1,5 +1,6 @@
-"""The codes that `pressroom quantize` makes: those of bitsandbytes, in bounded memory, after any kill."""
+"""`pressroom quantize`: the codes of bitsandbytes, in bounded memory, whole after any kill."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,7 +24,6 @@ from pressroom.console import UserError
 from pressroom.nn import pieces
 from pressroom.nn.nf4 import load_base
 from pressroom.quantized_base import Codes
-from pressroom.recipe import Recipe
 from pressroom.train_sections import DTYPES, Precision, Quantization
 from train import quantize
 
@@ -92,9 +92,7 @@ def test_slices_give_the_codes_of_bitsandbytes(
     weight = torch.randn(shape).to(source)
     weight[0, :30] = 0
     for storage in ("uint8", "bfloat16") if weight.numel() % 4 == 0 else ("uint8",):
-        how = Quantization(
-            quant_type=quant_type, double_quant=double_quant, storage_dtype=storage
-        )
+        how = Quantization(quant_type=quant_type, double_quant=double_quant, storage_dtype=storage)
         codes, state = pieces.quantize(weight, how, torch.bfloat16, CPU)
         expected, expected_state = quantize_4bit(
             weight.bfloat16(),
@@ -123,7 +121,8 @@ def test_a_base_is_the_one_that_is_quantized_on_load(
         made = load_base(folder, section, precision, CPU)
         assert Path(made.config._name_or_path) == codes
         assert same(tensors(made), on_load)
-        assert not any(m.support_avx512bf16_for_cpu for m in made.modules() if isinstance(m, Linear4bit))
+        linears = [m for m in made.modules() if isinstance(m, Linear4bit)]
+        assert not any(linear.support_avx512bf16_for_cpu for linear in linears)
         assert same(tensors(AutoModelForCausalLM.from_pretrained(codes)), on_load)
 
 
@@ -180,34 +179,37 @@ def test_a_kill_at_any_point_leaves_nothing_that_is_not_finished(
     codes = Codes(folder, quantization("bf16"), "bf16")
     expected = hashes(quantize.make(codes))
     shutil.rmtree(codes.place)
-    points = 0
-    while True:
-        points += 1
-        count = 0
-
-        def step(real: Any) -> Any:
-            def counted(*arguments: Any, **keywords: Any) -> Any:
-                nonlocal count
-                count += 1
-                if count == points:
-                    raise KeyboardInterrupt
-                return real(*arguments, **keywords)
-
-            return counted
-
+    last = 0
+    for last in range(1, 200):
         with monkeypatch.context() as patch:
-            patch.setattr(files, "_sync", step(files._sync))
-            patch.setattr(quantize, "save_file", step(quantize.save_file))
-            patch.setattr(Path, "replace", step(Path.replace))
-            patch.setattr(shutil, "copyfile", step(shutil.copyfile))
-            try:
+            steps = _Steps(last)
+            patch.setattr(files, "_sync", steps.counted(files._sync))
+            patch.setattr(quantize, "save_file", steps.counted(quantize.save_file))
+            patch.setattr(Path, "replace", steps.counted(Path.replace))
+            patch.setattr(shutil, "copyfile", steps.counted(shutil.copyfile))
+            with contextlib.suppress(KeyboardInterrupt):
                 quantize.make(codes)
                 break
-            except KeyboardInterrupt:
-                assert not codes.place.is_dir() or hashes(codes.place) == expected
+        assert not codes.place.is_dir() or hashes(codes.place) == expected
         assert hashes(quantize.make(codes)) == expected
         shutil.rmtree(codes.place)
-    assert points > 30
+    assert 30 < last < 199
+
+
+class _Steps:
+    """Ends the process, as it were, at the step of that number."""
+
+    def __init__(self, last: int) -> None:
+        self.left = last
+
+    def counted(self, real: Any) -> Any:
+        def step(*arguments: Any, **keywords: Any) -> Any:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+            return real(*arguments, **keywords)
+
+        return step
 
 
 def test_a_killed_process_goes_on_and_keeps_what_is_whole(home: Path, caplog) -> None:
@@ -287,7 +289,6 @@ def test_memory_holds_a_tensor_and_its_codes(home: Path, source: torch.dtype) ->
     largest = 4096 * 1024
     bound = largest * source.itemsize + largest * 0.5 + 20 * 2**20
     on_disk = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    print(int(done.stdout), bound, on_disk)
     assert int(done.stdout) < bound < on_disk
 
 

@@ -10,6 +10,7 @@ from conftest import recipe_text
 from ranks import run_ranks
 from storages import Storages
 
+from data_prep.prepare import prepare
 from pressroom.geometry import Geometry
 from pressroom.planner.weights import weights
 from pressroom.recipe import Recipe
@@ -108,3 +109,53 @@ def test_half_the_base_and_a_layer_is_all_a_rank_holds(eight_layers: Path, kind:
         assert mine["tensors"].keys() == theirs["tensors"].keys()
         for name, tensor in mine["tensors"].items():
             assert (tensor == theirs["tensors"][name]).all(), name
+
+
+def trained_with_whole_codes(home: str, options: tuple[str, ...]) -> None:
+    """Train under FSDP that leaves the base's codes out."""
+    from watch import watched_training
+
+    from train import sharded_load
+
+    divide = sharded_load.fully_shard
+
+    def leave_codes(layer: torch.nn.Module, **keywords: Any) -> None:
+        codes = {p for p in layer.parameters() if not p.requires_grad and p.shape[-1] == 1}
+        assert codes
+        divide(layer, ignored_params=codes, **keywords)
+
+    sharded_load.fully_shard = leave_codes
+    watched_training(home, options)
+
+
+def trained_on_a_smaller_plan(home: str, options: tuple[str, ...]) -> None:
+    """Train where the plan is two thirds of what it should be."""
+    from watch import watched_training
+
+    from train import divided
+
+    planned = divided.planned_bytes
+    divided.planned_bytes = lambda setup: planned(setup) * 2 / 3
+    watched_training(home, options)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "training"),
+    [
+        ("fsdp", trained_with_whole_codes),
+        ("fsdp", trained_on_a_smaller_plan),
+        ("zero3", trained_on_a_smaller_plan),
+    ],
+)
+def test_a_model_that_is_not_divided_as_asked_stops_the_job(
+    make_recipe, home: Path, strategy: str, training: Any
+) -> None:
+    make_recipe()
+    options = (f"parallel.strategy={strategy}",)
+    prepare(Recipe.load("recipe.yaml", options))
+    message = r"each holds [\d.]+ MiB of base and adapters, where [\d.]+ are planned"
+    with pytest.raises(AssertionError, match=message) as failed:
+        run_ranks(strategy, training, str(home), options)
+    assert "rank 0: " in str(failed.value)
+    assert "rank 1: " in str(failed.value)
+    assert not list((home / "runs").glob("*/*/metrics.jsonl"))

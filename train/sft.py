@@ -27,11 +27,13 @@ from pressroom.files import lock, publish_json, replace_folder
 from pressroom.geometry import Geometry
 from pressroom.gpus import count_gpus
 from pressroom.planner.choice import Gpus
+from pressroom.planner.setup import Setup
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.tokenizer import ArticleTokenizer
 from train import checkpoint, data, summary, trainer
 from train import model as model_builder
+from train.divided import Divided
 from train.meter import Meter
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
@@ -103,12 +105,15 @@ def _train(
     model = model_builder.build(recipe, folder, ranks.device)
     meter = Meter(run, geometry, recipe.sequence_length, ranks.num_processes)
     fine_tuning = trainer.build(recipe, run, arguments, model, folder, rows, meter)
+    if ranks.num_processes > 1:
+        setup = Setup.of(recipe, geometry, gpus.kind, gpus.nodes, gpus.gpus_per_node)
+        fine_tuning.add_callback(Divided(setup))
     if ranks.is_main_process:
         facts = environment(fine_tuning.accelerator)
         base = {"base": str(folder), "base_fingerprint": model_fingerprint(folder)}
         codes = quantized_base.find(folder, recipe.quantization, recipe.memory.precision)
-        base["quantized_base"] = str(codes) if codes else None
-        publish_json(run.environment, {**base, "dataset": str(rows_folder), **facts})
+        inputs = {"quantized_base": str(codes) if codes else None, "dataset": str(rows_folder)}
+        publish_json(run.environment, {**base, **inputs, **facts})
     resume = checkpoint.newest(run)
     if resume and recipe.parallel.strategy.startswith("zero"):
         written = checkpoint.world_size(resume)

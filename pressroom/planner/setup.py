@@ -39,8 +39,7 @@ class Setup:
     adapter_bytes: int = 4
     """Of one adapter weight; others train them in bf16."""
     loads_on_gpu: bool = True
-    """Whether each rank loads the whole base on its GPU before it is divided: under fsdp ours
-    divides each layer as it is read, and what ZeRO-3 does while it loads is `memory.py`'s to know."""
+    """Whether each rank loads the whole base before it is divided; under fsdp ours does not."""
     fsdp_version: Literal[1, 2] = 2
     """1 pins a gradient in host memory for each offloaded weight, frozen ones too."""
 
