@@ -13,7 +13,9 @@ from storages import Storages
 from data_prep.prepare import prepare
 from pressroom.geometry import Geometry
 from pressroom.planner.weights import weights
+from pressroom.quantized_base import Codes
 from pressroom.recipe import Recipe
+from train import quantize
 
 BF16 = (
     "memory.precision=bf16",
@@ -109,6 +111,29 @@ def test_half_the_base_and_a_layer_is_all_a_rank_holds(eight_layers: Path, kind:
         assert mine["tensors"].keys() == theirs["tensors"].keys()
         for name, tensor in mine["tensors"].items():
             assert (tensor == theirs["tensors"][name]).all(), name
+
+
+@pytest.mark.parametrize("kind", ["qlora-bf16", "qlora-fp32"])
+def test_codes_that_were_made_before_are_the_same(eight_layers: Path, kind: str) -> None:
+    """Also with tied embeddings."""
+    config = eight_layers / "model" / "config.json"
+    config.write_text(config.read_text().replace('_embeddings": false', '_embeddings": true'))
+    recipe = Recipe.load("recipe.yaml", KINDS[kind])
+    assert recipe.quantization is not None
+    on_load = run_ranks("fsdp", loaded, str(eight_layers), KINDS[kind], True)
+    codes = Codes(eight_layers / "model", recipe.quantization, recipe.memory.precision)
+    place = quantize.make(codes)
+    before = run_ranks("fsdp", loaded, str(eight_layers), KINDS[kind], True)
+    stock = run_ranks("fsdp", loaded, str(eight_layers), KINDS[kind], False)
+    for found in (before, stock):
+        for rank, expected in zip(found, on_load, strict=True):
+            assert rank["tensors"].keys() == expected["tensors"].keys()
+            for name, tensor in rank["tensors"].items():
+                assert (tensor == expected["tensors"][name]).all(), name
+    # They are what is read: without them nothing else is.
+    next(place.glob("model-00002-*")).unlink()
+    with pytest.raises(AssertionError, match="run `pressroom quantize` again"):
+        run_ranks("fsdp", loaded, str(eight_layers), KINDS[kind], True)
 
 
 def trained_with_whole_codes(home: str, options: tuple[str, ...]) -> None:

@@ -34,8 +34,6 @@ class Divided(TrainerCallback):
         Raises:
             UserError: It is more; on all ranks at once, for it is the mean over them.
         """
-        if not self._setup.shards_base:
-            return
         mine = torch.tensor(float(held_bytes(kwargs["model"])), device=args.device)
         found, planned = float(reduce(mine, "mean")), planned_bytes(self._setup)
         if found > TOLERANCE * planned:

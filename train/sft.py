@@ -105,7 +105,7 @@ def _train(
     model = model_builder.build(recipe, folder, ranks.device)
     meter = Meter(run, geometry, recipe.sequence_length, ranks.num_processes)
     fine_tuning = trainer.build(recipe, run, arguments, model, folder, rows, meter)
-    if ranks.num_processes > 1:
+    if ranks.num_processes > 1 and recipe.parallel.strategy.startswith(("fsdp", "zero3")):
         setup = Setup.of(recipe, geometry, gpus.kind, gpus.nodes, gpus.gpus_per_node)
         fine_tuning.add_callback(Divided(setup))
     if ranks.is_main_process:

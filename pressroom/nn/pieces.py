@@ -21,7 +21,8 @@ from pressroom.train_sections import DTYPES, Precision, Quantization
 BLOCK = 64
 """Weights that share a scale."""
 SLICE = 2**18
-"""Weights quantized at a time: without a GPU, bitsandbytes takes some 25 bytes for each."""
+"""Weights quantized at a time on a CPU, where bitsandbytes takes 25 bytes for each; a GPU needs
+no room for its work and gets a whole tensor."""
 REFETCH = "fetch the base model again"
 
 
@@ -83,8 +84,9 @@ def quantize(
     count = weight.numel()
     packed = torch.empty(-(-count // 2), dtype=torch.uint8, device=device)
     absmax = torch.empty(-(-count // BLOCK), dtype=torch.float32, device=device)
-    for start in range(0, count, SLICE):
-        piece = weight.reshape(-1)[start : start + SLICE].to(device, dtype)
+    size = SLICE if device.type == "cpu" else count
+    for start in range(0, count, size):
+        piece = weight.reshape(-1)[start : start + size].to(device, dtype)
         codes, state = bnb.functional.quantize_4bit(
             piece, blocksize=BLOCK, quant_type=quantization.quant_type
         )
