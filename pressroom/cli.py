@@ -15,6 +15,7 @@ from pressroom import console
 COMMANDS = {
     "doctor": ("train.doctor.command:main", "Is this machine fit, and what to do where it is not."),
     "download": ("pressroom.download:main", "A model and hub data sets -> this machine's cache."),
+    "quantize": ("train.quantize:main", "A base's 4-bit codes, made once for every job."),
     "plan": ("pressroom.planner.command:main", "Does it fit, how fast, what does it cost."),
     "prep": ("data_prep.prepare:main", "Articles -> tokenized, packed Arrow shards."),
     "inspect": (

@@ -68,9 +68,20 @@ def publish_text(path: Path, text: str) -> None:
 
 def publish_bytes(path: Path, content: bytes) -> None:
     """Write a small file so that a reader sees the old content or the new, never a part."""
+    with publish_file(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def publish_file(path: Path) -> Iterator[Path]:
+    """Write a file under another name; it takes its own, and another's place, when the block ends.
+
+    Yields:
+        The name to write to.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
-    partial.write_bytes(content)
+    yield partial
     _sync(partial)
     partial.replace(path)
     _sync(path.parent)

@@ -83,9 +83,18 @@ def test_checkpointing_and_smaller_batches_need_less(strategy: str) -> None:
     assert peak("full", 2) < peak("full", 4)
 
 
-def test_every_rank_loads_the_whole_base() -> None:
-    memory = gpu_memory(setup_of("70b", "8xa100-80"))
-    assert memory.load["4-bit weights"] == 8 * memory.step["4-bit weights"]
+def test_fsdp_divides_each_layer_as_it_is_read_and_zero3_the_whole_base() -> None:
+    def memory(strategy: str):
+        return gpu_memory(setup_of("70b", "8xa100-80", f"parallel.strategy={strategy}"))
+
+    fsdp, zero3, offload = map(memory, ("fsdp", "zero3", "fsdp_offload"))
+    assert zero3.load["4-bit weights"] == 8 * zero3.step["4-bit weights"]
+    assert fsdp.load["4-bit weights"] == fsdp.step["4-bit weights"]
+    assert offload.load["4-bit weights"] == 0
+    codes = 8 * fsdp.load["4-bit weights"]
+    for streamed in (fsdp, offload):
+        assert codes / 80 < streamed.load["layer being divided"] < 1.2 * codes / 80
+        assert sum(streamed.load.values()) < sum(streamed.step.values())
 
 
 # Choices

@@ -16,8 +16,10 @@ from transformers.integrations.deepspeed import deepspeed_config
 
 from pressroom.base_model import local_folder
 from pressroom.nn.nf4 import load_base
+from pressroom.nn.pieces import Weights, empty_model
 from pressroom.recipe import Recipe
 from pressroom.train_sections import Lora
+from train import sharded_load
 from train.activations import keep_products
 
 
@@ -27,13 +29,20 @@ def build(recipe: Recipe, folder: Path, device: torch.device) -> PeftModel:
     Args:
         recipe: Quantization, precision, adapters and the seed of their start.
         folder: The base model.
-        device: Where this rank keeps it.
+        device: Where this rank keeps it, or its part.
     """
-    # ZeRO-3 places parameters itself, and transformers refuses a device beside it.
-    place = None if recipe.parallel.strategy.startswith("zero3") else device
-    with _zero3_precision(recipe):
-        base = load_base(folder, recipe.quantization, recipe.memory.precision, place)
-    model = with_adapters(base, recipe)
+    quantization, precision = recipe.quantization, recipe.memory.precision
+    if sharded_load.applies(recipe):
+        with torch.device("meta"):
+            model = with_adapters(empty_model(folder, quantization, precision), recipe)
+        weights = Weights(folder, quantization, precision)
+        sharded_load.fill(model, weights, recipe, device)
+    else:
+        # ZeRO-3 places parameters itself, and transformers refuses a device beside it.
+        place = None if recipe.parallel.strategy.startswith("zero3") else device
+        with _zero3_precision(recipe):
+            base = load_base(folder, quantization, precision, place)
+        model = with_adapters(base, recipe)
     # The adapter says which base it is for: a hub id, or a path that holds from anywhere.
     is_local = local_folder(recipe.model.base).is_dir()
     name = str(folder.absolute()) if is_local else recipe.model.base

@@ -20,18 +20,20 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
-from pressroom import dataset
+from pressroom import dataset, quantized_base
 from pressroom.base_model import model_fingerprint, model_folder
 from pressroom.console import UserError, entry, log
 from pressroom.files import lock, publish_json, replace_folder
 from pressroom.geometry import Geometry
 from pressroom.gpus import count_gpus
 from pressroom.planner.choice import Gpus
+from pressroom.planner.setup import Setup
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.tokenizer import ArticleTokenizer
 from train import checkpoint, data, summary, trainer
 from train import model as model_builder
+from train.divided import Divided
 from train.meter import Meter
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
@@ -103,10 +105,15 @@ def _train(
     model = model_builder.build(recipe, folder, ranks.device)
     meter = Meter(run, geometry, recipe.sequence_length, ranks.num_processes)
     fine_tuning = trainer.build(recipe, run, arguments, model, folder, rows, meter)
+    if ranks.num_processes > 1 and recipe.parallel.strategy.startswith(("fsdp", "zero3")):
+        setup = Setup.of(recipe, geometry, gpus.kind, gpus.nodes, gpus.gpus_per_node)
+        fine_tuning.add_callback(Divided(setup))
     if ranks.is_main_process:
         facts = environment(fine_tuning.accelerator)
         base = {"base": str(folder), "base_fingerprint": model_fingerprint(folder)}
-        publish_json(run.environment, {**base, "dataset": str(rows_folder), **facts})
+        codes = quantized_base.find(folder, recipe.quantization, recipe.memory.precision)
+        inputs = {"quantized_base": str(codes) if codes else None, "dataset": str(rows_folder)}
+        publish_json(run.environment, {**base, **inputs, **facts})
     resume = checkpoint.newest(run)
     if resume and recipe.parallel.strategy.startswith("zero"):
         written = checkpoint.world_size(resume)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import bitsandbytes as bnb
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from pressroom import quantized_base
 from pressroom.files import readable
+from pressroom.nn.pieces import REFETCH, bnb_config, keep_codes
 from pressroom.train_sections import DTYPES, Precision, Quantization
 
 
@@ -20,7 +22,7 @@ def load_base(
     precision: Precision,
     device: torch.device | None,
 ) -> PreTrainedModel:
-    """Load a model folder for its job, quantized on the way in.
+    """Load a model folder for its job: its codes where they were made, else quantized here.
 
     Args:
         folder: config.json and safetensors.
@@ -32,30 +34,24 @@ def load_base(
         The model in eval mode, its parameters frozen.
 
     Raises:
-        UserError: The folder's files are damaged.
+        UserError: The folder's files, or the codes', are damaged.
     """
     transformers_logging.disable_progress_bar()
-    config = quantization and BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quantization.quant_type,
-        bnb_4bit_use_double_quant=quantization.double_quant,
-        bnb_4bit_compute_dtype=getattr(torch, quantization.compute_dtype),
-        bnb_4bit_quant_storage=getattr(torch, quantization.storage_dtype),
-    )
-    with readable(folder, "fetch the base model again"):
+    codes = quantized_base.find(folder, quantization, precision)
+    # Codes that were made already say themselves how: a None beside them would be believed.
+    how = {"quantization_config": bnb_config(quantization)} if quantization and not codes else {}
+    with readable(codes or folder, quantized_base.MEND if codes else REFETCH):
         model = AutoModelForCausalLM.from_pretrained(
-            folder,
+            codes or folder,
             dtype=getattr(torch, DTYPES[precision]),
-            quantization_config=config,
+            **how,
             device_map={"": device} if device else None,
             attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
         )
     for linear in _linears(model):
-        # On a CPU with AVX512-BF16 a forward under eval() and no_grad repacks the codes in place,
-        # and training then runs through a kernel without gradients: LoRA-B's were 95 % off.
-        linear.support_avx512bf16_for_cpu = False
+        keep_codes(linear)
     model.requires_grad_(False)
     return model.eval()
 
@@ -84,6 +80,7 @@ def dequantize(model: PreTrainedModel, dtype: torch.dtype) -> None:
     if quantizer is not None:
         quantizer.remove_quantization_config(model)
         model.is_loaded_in_4bit = False
+        model._weight_conversions = []  # or it is saved by undoing how its codes were read
 
 
 def _is_4bit(module: torch.nn.Module) -> bool:

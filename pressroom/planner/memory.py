@@ -17,6 +17,7 @@ from pressroom.planner.setup import Setup
 from pressroom.planner.sharding import (
     Held,
     held,
+    layer_bytes,
     pinned_host_bytes,
     whole,
 )
@@ -118,22 +119,31 @@ def _loss(setup: Setup, parts: Held) -> Rows:
 
 
 def _at_load(setup: Setup) -> Rows:
-    """Every rank loads the whole base on its GPU, and divides it then.
+    """A rank that loads on its GPU has the whole base there, and divides it then.
 
-    But ZeRO-3 divides what is not quantized while it loads.
+    But ZeRO-3 divides what is not quantized while it loads. Else each layer is read and divided
+    before the next, and only embeddings and head are whole until training begins.
     """
     total = whole(setup)
-    zero3 = "zero3" in setup.strategy and setup.quantization is None
-    share = setup.world_size if zero3 or not setup.loads_on_gpu else 1
     largest = max(out * into for out, into in setup.geometry.linear_shapes.values())
+    zero3 = "zero3" in setup.strategy and setup.quantization is None
+    share = setup.world_size if zero3 else 1
     rows = {
-        "4-bit weights": total.codes / (1 if setup.loads_on_gpu else share),
+        "4-bit weights": total.codes,
         "scales": total.scales,
         "16-bit weights": total.linears / share,
         "embeddings, norms, head": total.other / share,
         "adapters": total.adapters,
         "weights being quantized": 2 * largest if setup.quantization else 0,
     }
+    if not setup.loads_on_gpu:
+        parts = held(setup)
+        rows |= {
+            "4-bit weights": parts.codes,
+            "16-bit weights": parts.linears,
+            "adapters": parts.adapters,
+            "layer being divided": layer_bytes(setup, total),
+        }
     return _on_the_card(setup, rows)
 
 

@@ -39,7 +39,7 @@ class Setup:
     adapter_bytes: int = 4
     """Of one adapter weight; others train them in bf16."""
     loads_on_gpu: bool = True
-    """Whether each rank loads the whole base on its GPU before it is divided, as ours does."""
+    """Whether each rank loads the whole base before it is divided; under fsdp ours does not."""
     fsdp_version: Literal[1, 2] = 2
     """1 pins a gradient in host memory for each offloaded weight, frozen ones too."""
 
@@ -68,6 +68,7 @@ class Setup:
             nodes=nodes,
             gpus_per_node=gpus_per_node,
             paged_optimizer=recipe.optimizer.name.startswith("paged_"),
+            loads_on_gpu=not str(recipe.parallel.strategy).startswith("fsdp"),
         )
         setup._require_precision()
         recipe.batch.gradient_accumulation_steps(setup.world_size)
