@@ -19,6 +19,7 @@ LETTERS = {
     "gradients": "G",
     "optimizer states": "O",
     "gathered layers": "L",
+    "layer being divided": "L",
     "gathered embeddings, head": "H",
     "communication buffers": "B",
     "activations kept": "K",
