@@ -25,6 +25,7 @@ from pressroom.train_sections import Checkpointing
 from train import model as adapters
 from train import trainer
 from train.meter import Meter
+from train.preempt import Preemption
 
 LORA_R = 16
 STACKS = ("pressroom", "trl")
@@ -114,7 +115,9 @@ def _pressroom(
     model = adapters.with_adapters(base, recipe)
     meter = Meter(run, geometry, length, 1)
     both = {"train": rows, "held_out": rows}
-    return trainer.build(recipe, run, arguments, model, _tokenizer(folder), both, meter)
+    return trainer.build(
+        recipe, run, arguments, model, _tokenizer(folder), both, meter, Preemption()
+    )
 
 
 def _plain(

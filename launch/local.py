@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+import psutil
+
 from pressroom.console import TOLD, UserError, log
 from pressroom.gpus import count_gpus, most_ranks, needs_gpu
 from pressroom.recipe import Recipe
@@ -73,19 +75,35 @@ def train_command(
     ]
 
 
-def run_to_end(what: str, command: Sequence[str]) -> None:
+def run_to_end(what: str, command: Sequence[str], marker: Path | None = None) -> None:
     """Run a command, its output on this terminal.
 
     It has a process group of its own, to which this process hands on what it is told: to end
     one by a signal ends the other, launchers and ranks included.
 
+    Args:
+        what: What it does, for messages.
+        command: The command.
+        marker: A file by which its ranks say that they ended early when asked to. Then the first
+            signal asks them, and the second ends them.
+
     Raises:
         UserError: The command failed.
         KeyboardInterrupt: This process was interrupted, and the command has ended.
+        SystemExit: The same for another signal; or its ranks were asked to end by somebody else.
     """
+    if marker:
+        marker.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "told"
-        code = _run(command, {TOLD: str(told)})
+        code, received = _run(command, {TOLD: str(told)}, asks_first=marker is not None)
+        if code == 0 and marker and marker.is_file():
+            log.info("%s ended early, as asked; the same command goes on", what)
+            received = received or [signal.SIGUSR2]
+        if signal.SIGINT in received:
+            raise KeyboardInterrupt
+        if received:
+            sys.exit(128 + received[0])
         if code and told.is_file():
             raise UserError(f"{what} ended with exit code {code}; its message stands above")
     if code:
@@ -96,29 +114,48 @@ def run_to_end(what: str, command: Sequence[str]) -> None:
         )
 
 
-def _run(command: Sequence[str], variables: dict[str, str]) -> int:
+def _run(
+    command: Sequence[str], variables: dict[str, str], *, asks_first: bool
+) -> tuple[int, list[int]]:
+    """The command's exit code, and the signals that came meanwhile."""
     # A stranger's train.py in the working directory must not be taken for ours.
     environment = {**os.environ, "PYTHONSAFEPATH": "1", **variables}
     if not count_gpus():
         environment.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found none
     received: list[int] = []
+    # What this process was started to ignore, by nohup or as a background job, it ignores.
+    heard = [n for n in _HANDED_ON if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {n: signal.getsignal(n) for n in [*heard, signal.SIGUSR2]}
+    # The launcher would die of USR2 and leave its ranks behind: it inherits that it is ignored.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     with subprocess.Popen(command, env=environment, start_new_session=True) as process:
 
         def hand_on(number: int, frame: object) -> None:
             received.append(number)
+            if asks_first and len(received) == 1:
+                log.info("saving at the end of this step, then ending; once more ends it at once")
+                return
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
+                os.killpg(process.pid, signal.SIGTERM if number == signal.SIGUSR2 else number)
 
-        # What this process was started to ignore, by nohup or as a background job, it ignores.
-        heard = [n for n in _HANDED_ON if signal.getsignal(n) is not signal.SIG_IGN]
-        before = {n: signal.signal(n, hand_on) for n in heard}
+        for number in before:
+            signal.signal(number, hand_on)
         try:
-            code = process.wait()
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(1), received
+                if asks_first and received:
+                    _ask(process.pid)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-    if signal.SIGINT in received:
-        raise KeyboardInterrupt
-    if received:
-        sys.exit(128 + received[0])
-    return code
+
+
+def _ask(launcher: int) -> None:
+    """Ask the ranks of a launcher to save and end.
+
+    Again and again: one that has only just started does not listen yet.
+    """
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for rank in psutil.Process(launcher).children():
+            rank.send_signal(signal.SIGUSR2)

@@ -186,7 +186,7 @@ def run_stages(recipe: Recipe, stages: Sequence[str]) -> RunDir:
         log.info("%s: %s", title, why)
         run.write_recipe(recipe)  # the training sections are the same, by their key
         start = time.monotonic()
-        run_to_end(name, commands[name])
+        run_to_end(name, commands[name], run.preempted if name == "train" else None)
         seconds = time.monotonic() - start
         if name != "prep":
             run.record_stage(name, getattr(keys, name), seconds)

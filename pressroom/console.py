@@ -115,10 +115,16 @@ def entry(command: Callable[..., object], name: str | None = None) -> NoReturn:
 
 
 def _end(message: str, code: int) -> NoReturn:
+    last_words(message)
+    sys.exit(code)
+
+
+def last_words(message: str) -> None:
+    """Say why this process ends, to its reader and to the command that started it."""
     sys.stderr.write(harmless(redact(message)).rstrip() + "\n")
+    sys.stderr.flush()
     if told := os.environ.get(TOLD):
         Path(told).touch()
-    sys.exit(code)
 
 
 def human_seconds(seconds: float) -> str:

@@ -10,11 +10,11 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pressroom.console import UserError
+from pressroom.console import UserError, log
 
 
 def home() -> Path:
@@ -179,19 +179,39 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path, what: str) -> Iterator[None]:
+def lock(path: Path, what: str, *, shared: bool = False) -> Iterator[Callable[[], None]]:
     """Hold a file's lock for as long as the block runs; the system frees it when a holder dies.
+
+    Args:
+        path: The file; its text says who holds it.
+        what: What is locked, for the message.
+        shared: Hold it beside others who hold it so.
+
+    Yields:
+        Call it to let others hold it too who ask for a shared lock.
 
     Raises:
         UserError: Another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{what}: another process is at it (it holds {path})") from None
-        yield
+    with path.open("a+") as file:
+
+        def take(kind: int) -> None:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "one that does not say its name"
+                raise UserError(f"{what}: another process is at it: {holder}") from None
+            except OSError as error:
+                log.warning("%s: no locks here (%s): see that nobody else is at it", path, error)
+
+        take(fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        if not shared:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        yield lambda: take(fcntl.LOCK_SH)
 
 
 PICTURES = (".png", ".svg", ".pdf")

@@ -80,6 +80,16 @@ def _sharded_precision(parallel: Parallel, memory: Memory) -> Problems:
         )
 
 
+def _skipped_steps(optimizer: Optimizer, parallel: Parallel) -> Problems:
+    """DeepSpeed's backward pass takes the step itself: nobody has seen the gradients."""
+    if optimizer.on_nan == "skip" and parallel.strategy.startswith("zero"):
+        yield (
+            "optimizer.on_nan",
+            f"skip cannot be done under {parallel.strategy}: DeepSpeed takes a step before its "
+            "gradients can be looked at; use stop, or fsdp",
+        )
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """One run, from articles to generated text."""
@@ -142,6 +152,7 @@ class Recipe:
         _fsdp_shards_codes,
         _sharded_optimizer,
         _sharded_precision,
+        _skipped_steps,
     )
 
     @classmethod

@@ -130,7 +130,7 @@ class RunDir:
 
     @property
     def lock(self) -> Path:
-        """Held while a process trains here."""
+        """Held by every rank that trains here."""
         return self.path / ".lock"
 
     @property
@@ -171,6 +171,11 @@ class RunDir:
     def checkpoint(self, step: int) -> Path:
         """The checkpoint of one optimizer step."""
         return self.checkpoints / f"step-{step:06d}"
+
+    @property
+    def preempted(self) -> Path:
+        """Says at which step a run ended because it was asked to; the next start takes it away."""
+        return self.path / "preempted"
 
     @property
     def adapter(self) -> Path:

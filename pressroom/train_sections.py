@@ -132,6 +132,9 @@ class Optimizer(Section):
     """Decoupled weight decay of the adapters."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 0.3
     """Gradients are clipped to this norm; 0 leaves them."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """What becomes of a step whose loss or gradient is not a number: it ends the run, or it changes
+    nothing and is counted; five in a row end the run."""
     num_steps: Positive | None = None
     """Optimizer steps, or else num_epochs."""
     num_epochs: Annotated[float, Field(gt=0)] | None = None
@@ -172,6 +175,13 @@ class Checkpoint(Section):
     """Steps between two checkpoints."""
     keep_last: Positive = 2
     """How many are kept."""
+    keep_best: bool = True
+    """Whether the one with the lowest held-out loss is kept besides; each new lowest is saved."""
+
+    @property
+    def most_kept(self) -> int:
+        """How many there can be at a time, not counting one that is being written."""
+        return self.keep_last + self.keep_best
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -11,12 +11,13 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from importlib import resources
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -39,16 +40,7 @@ def run_ranks(
     Raises:
         AssertionError: A rank failed or hung; its traceback is the message.
     """
-    _start_server()
-    environment = launcher_environment(strategy, world_size)
-    ranks = []
-    for rank in range(world_size):
-        receiver, sender = _context.Pipe(duplex=False)
-        mine = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = _context.Process(target=_rank, args=(sender, mine, function, arguments))
-        process.start()
-        sender.close()
-        ranks.append((process, receiver))
+    ranks = _start(strategy, function, arguments, world_size)
     results, failures = [], []
     for number, (_, receiver) in enumerate(ranks):
         failed, value = True, "died without a word, or hung"
@@ -64,6 +56,65 @@ def run_ranks(
         process.join(30)
     assert not failures, "\n".join(failures)
     return results
+
+
+class End(NamedTuple):
+    """How a rank ended."""
+
+    code: int | None
+    """Negative: by that signal."""
+    value: Any
+    """What its function returned, or its traceback; None when it said nothing."""
+
+
+def run_mortal_ranks(
+    strategy: str, function: Callable[..., Any], *arguments: Any, world_size: int = 2
+) -> list[End]:
+    """Like `run_ranks`, for ranks that may die: when one has, the others are told to end.
+
+    So does the launcher, by SIGTERM.
+
+    Raises:
+        AssertionError: A rank outlived another that failed by more than ten seconds.
+    """
+    ranks = _start(strategy, function, arguments, world_size)
+    living = [process for process, _ in ranks]
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while living and time.monotonic() < deadline:
+        connection.wait([p.sentinel for p in living], timeout=1)
+        ended = [p for p in living if p.exitcode is not None]
+        living = [p for p in living if p.exitcode is None]
+        if any(p.exitcode for p in ended):
+            deadline = time.monotonic() + 10
+            for process in living:
+                process.terminate()
+    for process in living:
+        process.kill()
+    assert not living, "a rank does not end"
+    return [End(process.exitcode, _said(receiver)) for process, receiver in ranks]
+
+
+def _said(receiver: Connection) -> Any:
+    with contextlib.suppress(EOFError):
+        if receiver.poll():
+            return receiver.recv()[1]
+    return None
+
+
+def _start(
+    strategy: str, function: Callable[..., Any], arguments: Any, world_size: int
+) -> list[tuple[Any, Connection]]:
+    _start_server()
+    environment = launcher_environment(strategy, world_size)
+    ranks = []
+    for rank in range(world_size):
+        receiver, sender = _context.Pipe(duplex=False)
+        mine = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        process = _context.Process(target=_rank, args=(sender, mine, function, arguments))
+        process.start()
+        sender.close()
+        ranks.append((process, receiver))
+    return ranks
 
 
 def _start_server() -> None:
@@ -129,8 +180,10 @@ def _rank(
         backend = importlib.import_module("deepspeed.comm.torch")  # `import as` finds torch itself
         # A minute of compiling; gloo does as well.
         backend.build_shm_op = lambda: None  # type: ignore[attr-defined]
+    code = 0
     try:
         sender.send((False, function(*arguments)))
     except BaseException:
         sender.send((True, traceback.format_exc()))
-    os._exit(0)  # without waiting for the other ranks' threads
+        code = 1
+    os._exit(code)  # without waiting for the other ranks' threads

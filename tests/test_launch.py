@@ -22,6 +22,7 @@ from pressroom.gpus import count_gpus
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.train_sections import Strategy
+from train import checkpoint
 
 PRESSROOM = str(Path(sys.executable).with_name("pressroom"))
 
@@ -217,27 +218,49 @@ def test_a_killed_training_goes_on_where_it_was(make_recipe, home: Path) -> None
     assert all(bool((a[name] == b[name]).all()) for name in a)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ending_the_command_ends_the_training(
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 140)]
+)
+def test_the_first_signal_saves_and_the_second_ends(
     make_recipe, home: Path, number: signal.Signals, code: int
 ) -> None:
     make_recipe()
     process = subprocess.Popen(
         [PRESSROOM, "train", "recipe.yaml", "optimizer.num_steps=100000"],
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         # As from a terminal: where the tests run in the background, SIGINT is ignored.
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     wait_for(process, home, "*/metrics.jsonl")
     children = descendants(process.pid)[1:]
     assert len(children) >= 2
+    if number == signal.SIGTERM:  # the ranks get no chance to hear the first
+        for child in children:
+            os.kill(child, signal.SIGSTOP)
+        process.send_signal(number)
+        time.sleep(0.2)
+        for child in children:
+            os.kill(child, signal.SIGCONT)
     process.send_signal(number)
-    assert process.wait(60) == code
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
     _, alive = psutil.wait_procs(
         [psutil.Process(c) for c in children if psutil.pid_exists(c)], timeout=20
     )
     assert not alive
+    (run,) = RunDir.all("tiny")
+    if number == signal.SIGTERM:
+        assert not run.preempted.exists()
+        return
+    assert "saving at the end of this step" in errors
+    assert "train ended early, as asked; the same command goes on" in errors
+    step = json.loads(run.preempted.read_text())["step"]
+    newest = checkpoint.newest(run)
+    assert newest
+    assert newest.manifest.step == step == max(losses(run))
+    assert not run.adapter.exists()
 
 
 def test_two_ranks_by_hand_are_ddp_and_lose_as_one(make_recipe, home: Path) -> None:

@@ -131,6 +131,8 @@ class Meter(TrainerCallback):
             return
         if "eval_loss" in logs:
             self._write({"step": state.global_step, "eval_loss": logs["eval_loss"]})
+        if "skipped" in logs:
+            self._write({"step": state.global_step, "skipped": 1})
         if "loss" not in logs:
             return
         row: dict[str, Any] = {

@@ -2,18 +2,22 @@
 
     read the recipe and agree on the run directory and the dataset
     check the dataset against the recipe
+    find the newest undamaged checkpoint
     load the NF4 base with adapters, memory-map the rows
-    train, from the newest checkpoint where there is one
-    publish the adapter
+    train, from that checkpoint where there is one
+    publish the adapter, or a marker when the run was asked to end early
 
 `pressroom train` and `pressroom run` start it on this machine.
 """
 
+import math
 import os
 import platform
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -33,8 +37,10 @@ from pressroom.run_dir import RunDir
 from pressroom.tokenizer import ArticleTokenizer
 from train import checkpoint, data, summary, trainer
 from train import model as model_builder
+from train.checkpoint import Checkpoint
 from train.divided import Divided
 from train.meter import Meter
+from train.preempt import Preemption
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 
@@ -60,17 +66,26 @@ def fine_tune(recipe: Recipe, run_path: str | None, dataset_path: str | None) ->
         dataset_path: The dataset's folder, or None to look it up.
 
     Returns:
-        The run, its adapter published.
+        The run, its adapter published; or, when the run was asked to end early, its marker.
 
     Raises:
         UserError: The dataset is missing, damaged, or not the recipe's; or the ranks are not
-            what the recipe needs.
+            what the recipe, or the newest checkpoint, needs.
     """
+    preemption = Preemption()
+    with preemption.listening():
+        return _fine_tune(recipe, run_path, dataset_path, preemption)
+
+
+def _fine_tune(
+    recipe: Recipe, run_path: str | None, dataset_path: str | None, preemption: Preemption
+) -> RunDir:
     if count_gpus() and not torch.cuda.is_available():
         raise UserError(
             f"there are {count_gpus()} GPUs, and torch sees none: `pressroom doctor` says why"
         )
     ranks = PartialState(cpu=not torch.cuda.is_available())
+    preemption.join(ranks)
     folder = model_folder(recipe.model)
     geometry = Geometry.of(folder)
     recipe.require_fit(geometry)
@@ -82,9 +97,26 @@ def fine_tune(recipe: Recipe, run_path: str | None, dataset_path: str | None) ->
     if ranks.is_main_process:
         dataset.verify_shards(rows_folder, manifest)
     run = _agree_on_run(recipe, run_path, ranks)
-    with lock(run.lock, str(run.path)) if ranks.is_main_process else nullcontext():
-        _train(recipe, run, folder, rows_folder, geometry, gpus, ranks)
+    with _held_by_all(run, ranks):
+        _train(recipe, run, folder, rows_folder, geometry, gpus, ranks, preemption)
     return run
+
+
+@contextmanager
+def _held_by_all(run: RunDir, ranks: PartialState) -> Iterator[None]:
+    """Hold the run's lock: rank 0 alone, then all ranks together, until the last has ended.
+
+    Raises:
+        UserError: Another launch trains here, or a rank of it has not ended yet.
+    """
+    with ExitStack() as held:
+        if ranks.is_main_process:
+            let_others = held.enter_context(lock(run.lock, str(run.path)))
+            let_others()
+        ranks.wait_for_everyone()
+        if not ranks.is_main_process:
+            held.enter_context(lock(run.lock, str(run.path), shared=True))
+        yield
 
 
 def _train(
@@ -95,44 +127,62 @@ def _train(
     geometry: Geometry,
     gpus: Gpus,
     ranks: PartialState,
+    preemption: Preemption,
 ) -> None:
     if ranks.is_main_process:
         log.info("%s, on %s", run.path, rows_folder)
         log.info(recipe.batch.arithmetic(ranks.num_processes, recipe.sequence_length))
 
-    rows = {split: data.load_rows(rows_folder, split) for split in dataset.SPLITS}
-    arguments = trainer.training_arguments(recipe, run, ranks.num_processes, len(rows["train"]))
-    model = model_builder.build(recipe, folder, ranks.device)
-    meter = Meter(run, geometry, recipe.sequence_length, ranks.num_processes)
-    fine_tuning = trainer.build(recipe, run, arguments, model, folder, rows, meter)
-    if ranks.num_processes > 1 and recipe.parallel.strategy.startswith(("fsdp", "zero3")):
-        setup = Setup.of(recipe, geometry, gpus.kind, gpus.nodes, gpus.gpus_per_node)
-        fine_tuning.add_callback(Divided(setup))
+    resume, lowest = _agree_on_start(recipe, run, ranks)
+    with preemption.ends_loading(run, resume.manifest.step if resume else 0):
+        rows = {split: data.load_rows(rows_folder, split) for split in dataset.SPLITS}
+        arguments = trainer.training_arguments(recipe, run, ranks.num_processes, len(rows["train"]))
+        model = model_builder.build(recipe, folder, ranks.device)
+        meter = Meter(run, geometry, recipe.sequence_length, ranks.num_processes)
+        fine_tuning = trainer.build(recipe, run, arguments, model, folder, rows, meter, preemption)
+        if ranks.num_processes > 1 and recipe.parallel.strategy.startswith(("fsdp", "zero3")):
+            setup = Setup.of(recipe, geometry, gpus.kind, gpus.nodes, gpus.gpus_per_node)
+            fine_tuning.add_callback(Divided(setup))
     if ranks.is_main_process:
         facts = environment(fine_tuning.accelerator)
         base = {"base": str(folder), "base_fingerprint": model_fingerprint(folder)}
         codes = quantized_base.find(folder, recipe.quantization, recipe.memory.precision)
         inputs = {"quantized_base": str(codes) if codes else None, "dataset": str(rows_folder)}
         publish_json(run.environment, {**base, **inputs, **facts})
-    resume = checkpoint.newest(run)
-    if resume and recipe.parallel.strategy.startswith("zero"):
-        written = checkpoint.world_size(resume)
-        if written != ranks.num_processes:
-            raise UserError(
-                f"{resume}: written by {written} ranks, and these are {ranks.num_processes}: "
-                "DeepSpeed divides a checkpoint once and for all. Go on with as many, or begin "
-                "anew under another name"
-            )
-    if resume and ranks.is_main_process:
-        log.info("going on from %s", resume)
-    fine_tuning.train(resume_from_checkpoint=str(resume) if resume else None)
+    fine_tuning.go_on_from(resume, lowest)
+    if preemption.agreed():
+        preemption.mark(run, fine_tuning.state.global_step)
+        return
     summary.write(run, summary.predicted(recipe, geometry, gpus), meter, ranks)
     partial = checkpoint.scratch(run) / "adapter"
-    fine_tuning.save_model(str(partial))  # all ranks gather, rank 0 writes
-    if ranks.is_main_process:
-        replace_folder(partial, run.adapter)
-        log.info("adapter: %s", run.adapter)
+    with checkpoint.writing(run, "the adapter"):
+        fine_tuning.save_model(str(partial))  # all ranks gather, rank 0 writes
+        if ranks.is_main_process:
+            replace_folder(partial, run.adapter)
+            log.info("adapter: %s", run.adapter)
     ranks.wait_for_everyone()
+
+
+def _agree_on_start(
+    recipe: Recipe, run: RunDir, ranks: PartialState
+) -> tuple[Checkpoint | None, float]:
+    """What to go on from, and the lowest held-out loss so far; rank 0 looks, and clears up.
+
+    Raises:
+        UserError: These ranks cannot go on from it.
+    """
+    found: list[Any] = [None, math.inf]
+    if ranks.is_main_process:
+        run.preempted.unlink(missing_ok=True)
+        checkpoint.clear(run)
+        resume = checkpoint.newest(run)
+        best = checkpoint.best(checkpoint.readable(run))
+        if resume:
+            checkpoint.require_ranks(resume, recipe.parallel.strategy, ranks.num_processes)
+            log.info("going on from %s", resume.path)
+        found = [resume, best.manifest.eval_loss if best else math.inf]
+    broadcast_object_list(found)
+    return found[0], found[1]
 
 
 def _agree_on_run(recipe: Recipe, run_path: str | None, ranks: PartialState) -> RunDir:

@@ -3,7 +3,6 @@
 An upgrade of either touches this file. Knows no paths but those of its run.
 """
 
-import time
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from accelerate import Accelerator, DistributedType
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer, TrainerControl
+from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer
 from trl import SFTConfig, SFTTrainer
 
 from pressroom.console import UserError
@@ -25,6 +24,9 @@ from train import checkpoint, trackers
 from train.data import RankBatches, rank_batch
 from train.meter import Meter
 from train.model import adapters_to_fp32
+from train.preempt import Preemption
+from train.saving import SavingTrainer
+from train.watchdog import Watchdog
 
 
 def training_arguments(recipe: Recipe, run: RunDir, world_size: int, num_rows: int) -> SFTConfig:
@@ -86,6 +88,7 @@ def build(
     tokenizer_folder: Path,
     rows: dict[str, Dataset],
     meter: Meter,
+    preemption: Preemption,
 ) -> "RecipeTrainer":
     """The trainer of a run, ready for `train`.
 
@@ -97,13 +100,14 @@ def build(
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_folder / "tokenizer.json"))
     tokenizer.bos_token_id, tokenizer.eos_token_id = special.bos_id, special.eos_id
     tokenizer.pad_token_id = special.eos_id
+    watchdog = Watchdog(arguments.process_index)
     trainer = RecipeTrainer(
         model=model,
         args=arguments,
         train_dataset=rows["train"],
         eval_dataset=rows["held_out"],
         processing_class=tokenizer,
-        callbacks=[*trackers.callbacks(recipe, run), meter],
+        callbacks=[*trackers.callbacks(recipe, run), meter, preemption, watchdog],
     )
     _require_strategy(recipe, trainer.accelerator)
     if trainer.accelerator.state.deepspeed_plugin:
@@ -112,6 +116,7 @@ def build(
         zero["reduce_bucket_size"] = model.num_parameters(only_trainable=True)
     trainer.remove_callback(PrinterCallback)
     trainer.recipe, trainer.run, trainer.meter = recipe, run, meter
+    trainer.preemption, trainer.watchdog = preemption, watchdog
     adapters_to_fp32(trainer.model)
     return trainer
 
@@ -136,13 +141,9 @@ def _require_strategy(recipe: Recipe, accelerator: Accelerator) -> None:
         )
 
 
-class RecipeTrainer(SFTTrainer):
-    """SFTTrainer that weighs tokens alike, orders rows by itself and saves atomically."""
+class RecipeTrainer(SavingTrainer, SFTTrainer):
+    """SFTTrainer that weighs tokens alike, orders rows by itself, and survives faults."""
 
-    recipe: Recipe
-    run: RunDir
-    meter: Meter
-    control: TrainerControl
     _tokens = 0
 
     def get_train_dataloader(self) -> DataLoader:
@@ -183,6 +184,8 @@ class RecipeTrainer(SFTTrainer):
             mine = torch.tensor(self._tokens, device=self.args.device)
             logs |= self.meter.figures(int(self.accelerator.reduce(mine, "sum")))
             self._tokens = 0
+            if self.skipped:
+                logs = {"skipped": 1.0}
         Trainer.log(self, logs, start_time)
 
     def evaluate(
@@ -209,39 +212,14 @@ class RecipeTrainer(SFTTrainer):
             count = int((batch["labels"][:, 1:] != IGNORE).sum())
             loss, _, _ = self.prediction_step(self.model_wrapped, batch, prediction_loss_only=True)
             total += torch.tensor([float(loss) * count, count], dtype=torch.float64)
+            if self.leaves_evaluation():
+                return {}
         nll, tokens = self.accelerator.reduce(total.to(self.args.device), "sum").tolist()
         metrics = {f"{metric_key_prefix}_loss": nll / tokens}
         self.log(metrics)
         self.model.train()
+        self.evaluated(nll / tokens)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        start = time.perf_counter()
-        # Not TRL's, which adds a model card of its own.
-        Trainer._save_checkpoint(self, model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            checkpoint.publish(self.run, self.state.global_step, self.recipe.checkpoint.keep_last)
-        self.accelerator.wait_for_everyone()
-        self.meter.save_seconds.append(time.perf_counter() - start)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapters; every rank calls it.
-
-        Under FSDP the library would gather the whole base first, to write the adapters of it.
-        """
-        if not self.is_fsdp_enabled:
-            super().save_model(output_dir, _internal_call)
-            return
-        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self._save(output_dir, {name: p.full_tensor().cpu() for name, p in trained.items()})
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # The adapters alone: no tokenizer, no pickle of the arguments, no empty model card.
-        if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
-            (folder / "README.md").unlink(missing_ok=True)

@@ -72,7 +72,7 @@ def option(recipe: Recipe, geometry: Geometry, gpus: Gpus, num_rows: int = 0) ->
         num_steps=recipe.num_steps(num_rows) if num_rows or recipe.optimizer.num_steps else None,
         num_rows=num_rows,
         every_steps=recipe.checkpoint.every_steps,
-        keep_last=recipe.checkpoint.keep_last,
+        num_kept=recipe.checkpoint.most_kept,
     )
     return Option(recipe=recipe, gpus=gpus, plan=planned)
 

@@ -177,10 +177,10 @@ class Disk:
         return self.base + self.data + self.checkpoints + self.merged
 
 
-def disk(setup: Setup, keep_last: int, num_rows: int = 0) -> Disk:
+def disk(setup: Setup, num_kept: int, num_rows: int = 0) -> Disk:
     """Disk space: the base in 16 bits, checkpoints (one more while it is written), the merge."""
     total = whole(setup)
     one = total.adapters + total.optimizer
     bf16 = 2.0 * setup.geometry.num_weights
     data = 8.0 * num_rows * setup.sequence_length
-    return Disk(base=bf16, data=data, checkpoints=(keep_last + 1) * one, merged=bf16)
+    return Disk(base=bf16, data=data, checkpoints=(num_kept + 1) * one, merged=bf16)

@@ -133,7 +133,7 @@ def plan(
     num_steps: int | None = None,
     num_rows: int = 0,
     every_steps: int = 100,
-    keep_last: int = 2,
+    num_kept: int = 3,
 ) -> Plan:
     """Predict a set-up.
 
@@ -142,13 +142,13 @@ def plan(
         num_steps: Of the run, where it is known.
         num_rows: Of the dataset, where it is there.
         every_steps: Between two checkpoints.
-        keep_last: Checkpoints that are kept.
+        num_kept: Checkpoints that are kept.
     """
     return Plan(
         setup=setup,
         memory=gpu_memory(setup),
         host_bytes=host_bytes(setup),
-        disk=disk(setup, keep_last, num_rows),
+        disk=disk(setup, num_kept, num_rows),
         step=step_time(setup),
         load_seconds=load_seconds(setup),
         save_seconds=save_seconds(setup),

@@ -97,7 +97,7 @@ def _room(machine: Machine, recipe: Recipe, inputs: Inputs) -> Findings:
     adapter = 4 * geometry.num_lora_weights(recipe.lora.r)
     weights = 2 * geometry.num_weights
     wanted: list[tuple[Folder, int, str]] = [
-        (machine.home, 3 * adapter * (recipe.checkpoint.keep_last + 1) + adapter, "checkpoints"),
+        (machine.home, 3 * adapter * (recipe.checkpoint.most_kept + 1) + adapter, "checkpoints"),
         (machine.home, weights, "the merged model"),
     ]
     if recipe.model.base in inputs.absent:
