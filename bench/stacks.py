@@ -26,6 +26,7 @@ from train import model as adapters
 from train import trainer
 from train.meter import Meter
 from train.preempt import Preemption
+from train.summary import gpus_of_ranks
 
 LORA_R = 16
 STACKS = ("pressroom", "trl")
@@ -60,20 +61,29 @@ class Variant:
 
 
 def build(
-    variant: Variant, base: PreTrainedModel, rows: Dataset, geometry: Geometry, num_steps: int
+    variant: Variant,
+    base: PreTrainedModel,
+    rows: Dataset,
+    geometry: Geometry,
+    num_steps: int,
+    accumulation: int = 1,
 ) -> Any:
-    """A trainer of `num_steps` steps, each of one micro-batch."""
+    """A trainer of `num_steps` steps, each of `accumulation` micro-batches."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()  # a precision stays for the life of a process otherwise
     base.set_attn_implementation(variant.attention)
     make = _pressroom if variant.stack == "pressroom" else _plain
-    made = make(variant, base, rows, geometry, num_steps, Path(tempfile.mkdtemp()))
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in made.model.named_parameters():
-        if "lora_B" in name:  # zeros would leave A without gradients, and run faster
-            drawn = torch.randn(parameter.shape, generator=generator) * 1e-3
-            parameter.data.copy_(drawn)
+    made = make(variant, base, rows, geometry, num_steps, accumulation, Path(tempfile.mkdtemp()))
+    begin(made.model)
     return made
+
+
+def begin(model: torch.nn.Module) -> None:
+    """Draw the adapters' B: zeros would leave A without gradients, and run faster."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 1e-3)
 
 
 def restore(built: Any, base: PreTrainedModel) -> None:
@@ -91,33 +101,40 @@ def _pressroom(
     rows: Dataset,
     geometry: Geometry,
     num_steps: int,
+    accumulation: int,
     folder: Path,
 ) -> Any:
-    length = max(sum(row) for row in rows["seq_lengths"])
-    text = {
-        "name": "bench",
-        "model": {"base": "."},
-        "data": {"articles": ["none.jsonl"]},
-        "sequence_length": length,
-        "lora": {"r": LORA_R, "alpha": 2 * LORA_R},
-        "batch": {
-            "global_batch_size": variant.micro_batch_size,
-            "micro_batch_size": variant.micro_batch_size,
-        },
-        "optimizer": {"num_steps": num_steps},
-        "memory": {"activation_checkpointing": variant.checkpointing},
-        "tracking": {"trackers": []},
-    }
-    (folder / "recipe.yaml").write_text(json.dumps(text))
-    recipe, run = Recipe.load(str(folder / "recipe.yaml")), RunDir(folder)
+    recipe = bench_recipe(variant, rows, num_steps, accumulation, folder)
+    run = RunDir(folder)
     arguments = trainer.training_arguments(recipe, run, 1, len(rows))
     arguments.save_strategy = "no"
     model = adapters.with_adapters(base, recipe)
-    meter = Meter(run, geometry, length, 1)
+    meter = Meter(run, recipe, geometry, gpus_of_ranks(PartialState()))
     both = {"train": rows, "held_out": rows}
     return trainer.build(
         recipe, run, arguments, model, _tokenizer(folder), both, meter, Preemption()
     )
+
+
+def bench_recipe(
+    variant: Variant, rows: Dataset, num_steps: int, accumulation: int, folder: Path
+) -> Recipe:
+    """The recipe of a measurement."""
+    text = {
+        "name": "bench",
+        "model": {"base": "."},
+        "data": {"articles": ["none.jsonl"]},
+        "sequence_length": max(sum(row) for row in rows["seq_lengths"]),
+        "lora": {"r": LORA_R, "alpha": 2 * LORA_R},
+        "batch": {
+            "global_batch_size": variant.micro_batch_size * accumulation,
+            "micro_batch_size": variant.micro_batch_size,
+        },
+        "optimizer": {"num_steps": num_steps},
+        "memory": {"activation_checkpointing": variant.checkpointing},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(text))
+    return Recipe.load(str(folder / "recipe.yaml"))
 
 
 def _plain(
@@ -126,6 +143,7 @@ def _plain(
     rows: Dataset,
     geometry: Geometry,
     num_steps: int,
+    accumulation: int,
     folder: Path,
 ) -> Any:
     """TRL's QLoRA as its documentation shows it: its defaults, but for rows that are packed."""
@@ -133,6 +151,7 @@ def _plain(
         output_dir=str(folder),
         max_steps=num_steps,
         per_device_train_batch_size=variant.micro_batch_size,
+        gradient_accumulation_steps=accumulation,
         gradient_checkpointing=variant.checkpointing == "full",
         learning_rate=2e-4,
         bf16=True,

@@ -10,7 +10,7 @@ import click
 
 from pressroom.console import UserError, entry, say
 from pressroom.files import publish_json, publish_text
-from pressroom.run_dir import RunDir
+from pressroom.run_dir import RunDir, lines_until
 
 
 @click.group()
@@ -76,7 +76,7 @@ def generate(
     samples = room.beside_base(run, recipe, limit, warmth, seed)
     if max_new_tokens is None and temperature is None:  # what the recipe asks for
         lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-        publish_text(run.samples, lines)
+        publish_text(run.samples, lines_until(run.samples) + lines)  # those of mid-training stay
     say(room.show(samples))
 
 

@@ -1,6 +1,5 @@
-"""The held-out articles of a dataset, as tokens and as text. Knows nothing of models."""
+"""The held-out articles of a dataset, as tokens. Knows nothing of models."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,6 @@ import torch
 from datasets import load_from_disk
 
 from pressroom.dataset import IGNORE, Manifest, verify_shards
-from pressroom.files import readable
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,6 @@ def tokens(dataset: Path, split: str = "held_out") -> list[HeldOut]:
             articles.append(HeldOut(row["input_ids"][span], row["labels"][span], prompt))
             start += length
     return articles
-
-
-def texts(dataset: Path) -> list[dict[str, str]]:
-    """The held-out articles: id, title, description."""
-    path = dataset / "held_out.jsonl"
-    with readable(path, f"delete {dataset} and run `pressroom prep`"):
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def batches(

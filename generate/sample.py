@@ -7,35 +7,22 @@ temperatures than the recipe's they are only shown.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from generate import held_out
 from generate.tuned import base_folder, device, load_tuned
 from pressroom.base_model import model_folder
 from pressroom.console import Progress, log
 from pressroom.files import readable
 from pressroom.nn import sampling
 from pressroom.nn.nf4 import load_base
-from pressroom.prompts import FORMATS
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
+from pressroom.samples import Request, of_title, recipe_requests
 from pressroom.tokenizer import ArticleTokenizer
-
-
-@dataclass(frozen=True)
-class Request:
-    """A text to be continued."""
-
-    prompt: str
-    title: str | None = None
-    article_id: str | None = None
-    reference: str | None = None
-    """What the held-out article really says."""
 
 
 def texts(
@@ -49,26 +36,9 @@ def texts(
 ) -> list[str]:
     """What the tuned model writes for prompts, as they stand, and then for titles."""
     torch.manual_seed(seed)
-    requests = [Request(prompt) for prompt in prompts] + [_of_title(t, recipe) for t in titles]
+    requests = [Request(prompt) for prompt in prompts] + [of_title(t, recipe) for t in titles]
     written = write(_tuned(run, recipe), recipe, requests, max_new_tokens, temperature)
     return [one["text"] for one in written]
-
-
-def _of_title(title: str, recipe: Recipe, **known: str) -> Request:
-    title = title.lower() if recipe.data.lower_case else title
-    return Request(FORMATS[recipe.prompt.format].render_prompt(title), title, **known)
-
-
-def recipe_requests(run: RunDir, recipe: Recipe) -> list[Request]:
-    """The recipe's prompts, and the first held-out titles by article id."""
-    articles = sorted(held_out.texts(run.dataset), key=lambda article: article["id"])
-    return [
-        *(Request(prompt) for prompt in recipe.generation.prompts),
-        *(
-            _of_title(a["title"], recipe, article_id=a["id"], reference=a["description"])
-            for a in articles[: recipe.generation.titles]
-        ),
-    ]
 
 
 def write(
@@ -78,25 +48,17 @@ def write(
     max_new_tokens: int,
     temperature: float,
 ) -> list[dict[str, Any]]:
-    """Continue each request: `text` begins with its prompt; `ended` says whether by eos."""
+    """Continue each request, with progress shown: as `sampling.write`."""
     tokenizer = ArticleTokenizer(model_folder(recipe.model, weights=False))
-    prompt_ids = [tokenizer.encode_prompt(request.prompt) for request in requests]
     with Progress(f"write {len(requests)} texts", max_new_tokens, "token") as progress:
-        new_ids = sampling.generate(
+        return sampling.write(
             model,
-            prompt_ids,
-            eos_id=tokenizer.eos_id,
+            tokenizer,
+            [request.prompt for request in requests],
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             progress=progress,
         )
-    written = []
-    for before, ids in zip(prompt_ids, new_ids, strict=True):
-        ended = ids[-1:] == [tokenizer.eos_id]
-        # Decoded as one text: by itself, Llama's continuation would lose its first space.
-        text = tokenizer.decode([*before[1:], *(ids[:-1] if ended else ids)])
-        written.append({"text": text, "ended": ended, "new_tokens": len(ids)})
-    return written
 
 
 def beside_base(
@@ -104,7 +66,7 @@ def beside_base(
 ) -> list[dict[str, Any]]:
     """What the tuned model and the base write for the recipe's requests."""
     torch.manual_seed(seed)
-    requests = recipe_requests(run, recipe)
+    requests = recipe_requests(run.dataset, recipe)
     log.info("writing %d texts with the tuned model and with the base", len(requests))
     tuned = write(_tuned(run, recipe), recipe, requests, max_new_tokens, temperature)
     folder = base_folder(run, recipe)

@@ -115,6 +115,8 @@ def stage_keys(recipe: Recipe) -> Keys:
     plain = recipe.to_dict()
     sections = ("seed", "quantization", "lora", "batch", "optimizer", "parallel", "memory")
     read = {name: plain[name] for name in sections}
+    if recipe.evaluation.early_stopping:  # else evaluating changes nothing
+        read["evaluation"] = {k: plain["evaluation"][k] for k in ("every_steps", "early_stopping")}
     train = sha256_json(["train", data_key, model_fingerprint(folder), read])[:16]
     return Keys(
         dataset=dataset.dataset_folder(recipe.name, data_key),

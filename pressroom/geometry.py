@@ -109,18 +109,19 @@ class Geometry:
         """Parameters of adapters of rank r on every decoder linear."""
         return self.num_layers * r * sum(out + into for out, into in self.linear_shapes.values())
 
-    def model_flops_per_token(self, sequence_length: int) -> float:
+    def model_flops_per_token(self, attended: float) -> float:
         """FLOPs that training adapters needs for one token: MFU's numerator.
 
         A frozen weight costs 2 FLOPs forward and 2 for the activation gradient, none for a
-        weight gradient: 4P + 6 s d L with causal attention, P with the output head.
+        weight gradient: 4P + 6 a d L with causal attention, P with the output head.
 
         Args:
-            sequence_length: Tokens that attend to each other.
+            attended: Tokens that attend to each other, a: an article's length, or of a step with
+                many the sum of squared lengths by the sum of lengths.
         """
         weights = self.num_linear_weights + self.num_head_weights
-        attended = self.num_heads * self.head_dim * self.num_layers
-        return 4.0 * weights + 6.0 * sequence_length * attended
+        width = self.num_heads * self.head_dim * self.num_layers
+        return 4.0 * weights + 6.0 * attended * width
 
 
 def nf4_bytes(num_weights: int, *, double_quant: bool) -> int:

@@ -90,6 +90,16 @@ def _skipped_steps(optimizer: Optimizer, parallel: Parallel) -> Problems:
         )
 
 
+def _samples_of_a_whole_model(tracking: Tracking, parallel: Parallel) -> Problems:
+    """Every GPU would have to gather the base anew for each token that one of them writes."""
+    if tracking.sample_every_steps and parallel.strategy not in ("ddp", "zero2", "auto"):
+        yield (
+            "tracking.sample_every_steps",
+            f"no GPU has the whole model under {parallel.strategy}, and cannot write in "
+            "mid-training: must be null; `pressroom generate` writes afterwards",
+        )
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """One run, from articles to generated text."""
@@ -139,6 +149,7 @@ class Recipe:
         "save_steps": "checkpoint",
         "save_total_limit": "keep_last",
         "eval_steps": "evaluation",
+        "early_stopping_patience": "early_stopping",
         "lr_scheduler_type": "schedule",
         "lr_scheduler": "schedule",
         "deepspeed": "strategy",
@@ -153,6 +164,7 @@ class Recipe:
         _sharded_optimizer,
         _sharded_precision,
         _skipped_steps,
+        _samples_of_a_whole_model,
     )
 
     @classmethod

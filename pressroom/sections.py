@@ -101,8 +101,15 @@ class Evaluation(Section):
 
     every_steps: Positive | None = None
     """Steps between two evaluations; null: none."""
+    early_stopping: Positive | None = None
+    """Training ends after so many evaluations in a row without a new lowest loss; null: never."""
     micro_batch_size: Positive = 8
     """Articles that are scored at a time after training."""
+
+    def problems(self) -> Problems:
+        """What stops by evaluations has some."""
+        if self.early_stopping and not self.every_steps:
+            yield "early_stopping", "counts evaluations: give evaluation.every_steps too"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

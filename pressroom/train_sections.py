@@ -191,6 +191,9 @@ class Tracking(Section):
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
     """TensorBoard is part of the installation, the others are used where they are installed.
     They take projects, addresses and keys from their own environment variables."""
+    sample_every_steps: Positive | None = None
+    """Steps between two sets of samples, what `generation` asks for, written in mid-training to
+    samples.jsonl and to the trackers; null: none. Only where a GPU has the whole model."""
 
     def require(self) -> None:
         """See that every tracker is installed here.

@@ -18,6 +18,7 @@ from pressroom.nn.loss import token_nll
 from pressroom.nn.nf4 import compute_in, dequantize, load_base
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
+from pressroom.samples import held_out_articles
 from pressroom.train_sections import Quantization
 
 CPU = torch.device("cpu")
@@ -107,7 +108,7 @@ def test_evaluation_says_base_beside_tuned(run: RunDir) -> None:
     assert set(rows) == {"base", "tuned", "unquantized base"}
     assert rows["tuned"]["trained"] < rows["base"]["trained"]
     assert result["adapter_off_is_base_bitwise"] is True
-    assert result["articles"] == len(held_out.texts(run.dataset))
+    assert result["articles"] == len(held_out_articles(run.dataset))
     shown = evaluate.table(result)
     assert "tuned" in shown
     assert f"{rows['base']['trained']:.2f}" in shown

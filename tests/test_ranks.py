@@ -133,24 +133,33 @@ def _numerics_are_those_of_the_table(
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_ranks_and_accumulation_trade_places(make_recipe, home: Path, strategy: str) -> None:
-    """1 x 4, 2 x 2, 4 x 1: the same loss and adapter gradients, on unequal rows."""
+    """1 x 4, 2 x 2, 4 x 1: the same losses and adapter gradients, on unequal rows.
+
+    The held-out rows do not divide over the ranks: some have nothing left in the last round.
+    """
     make_recipe(
         batch={"global_batch_size": 4, "micro_batch_size": 1},
         prompt={"format": "llama2-chat"},  # the answer alone is trained
         optimizer={"learning_rate": 1e-3, "num_steps": 3, "max_grad_norm": 0},
-        articles=invented_articles(160),
+        evaluation={"every_steps": 3},
+        articles=invented_articles(130),
     )
     from train.data import load_rows
 
-    rows = load_rows(prepare(Recipe.load("recipe.yaml")), "train")
+    folder = prepare(Recipe.load("recipe.yaml"))
+    assert len(load_rows(folder, "held_out")) % 4 in (1, 2)
+    rows = load_rows(folder, "train")
     trained = [sum(label >= 0 for label in row["labels"]) for row in rows]
     assert max(trained) > 1.5 * min(trained)
     reference = run_ranks("ddp", watched_training, str(home), (), world_size=1)
     assert reference[0]["world_size"] == 1
     expected = losses(run_of(reference))
+    (held_out,) = [r["eval_loss"] for r in metrics(run_of(reference)) if "eval_loss" in r]
     for ranks in (2, 4):
         found = train_on(ranks, strategy, home)
         assert losses(run_of(found)) == pytest.approx(expected, abs=1e-5)
+        evaluated = [r["eval_loss"] for r in metrics(run_of(found)) if "eval_loss" in r]
+        assert evaluated == pytest.approx([held_out], abs=1e-5)
         for rank in found:
             for step, gradients in enumerate(reference[0]["gradients"]):
                 assert rank["gradients"][step].keys() == gradients.keys()

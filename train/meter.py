@@ -1,17 +1,15 @@
 """What a run does, step by step: metrics.jsonl and the progress line.
 
-A row has the step's loss, learning rate, gradient norm, tokens, seconds, tokens/s/GPU, model
-FLOP/s/GPU and peak memory; an evaluation adds a row with `eval_loss`. Only rank 0 writes. Knows
-nothing of how steps are made.
+A row has the step's loss, learning rate, gradient norm and `FIGURES`; an evaluation adds a row
+with `eval_loss`. Only rank 0 writes. What is not known is null. Knows nothing of how steps are
+made.
 """
 
-import contextlib
 import json
 import math
 import resource
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,14 +19,23 @@ from transformers import TrainerCallback
 from pressroom.console import Progress, UserError
 from pressroom.files import publish_text
 from pressroom.geometry import Geometry
-from pressroom.run_dir import RunDir
+from pressroom.planner.choice import Gpus
+from pressroom.planner.flops import hardware_flops_per_token
+from pressroom.planner.gpu_kinds import KINDS
+from pressroom.recipe import Recipe
+from pressroom.run_dir import RunDir, lines_until
 
 FIGURES = (
     "tokens",
+    "trained_tokens",
     "step_seconds",
+    "data_wait_seconds",
     "tokens_per_second_per_gpu",
     "model_tflops_per_second_per_gpu",
+    "mfu",
+    "hfu",
     "peak_memory_gib",
+    "peak_host_memory_gib",
 )
 
 
@@ -37,19 +44,18 @@ class Meter(TrainerCallback):
 
     Args:
         run: Whose metrics these are.
+        recipe: Without `auto`.
         geometry: Of the base, for FLOPs.
-        sequence_length: Tokens of a row: a bound on what attends to each other.
-        world_size: Ranks that share the tokens of a step.
+        gpus: What the ranks run on, one each.
     """
 
-    def __init__(
-        self, run: RunDir, geometry: Geometry, sequence_length: int, world_size: int
-    ) -> None:
-        self._run = run
-        self._flops_per_token = geometry.model_flops_per_token(sequence_length)
-        self._world_size = world_size
+    def __init__(self, run: RunDir, recipe: Recipe, geometry: Geometry, gpus: Gpus) -> None:
+        self._run, self._geometry, self._world_size = run, geometry, gpus.count
+        self._checkpointing = recipe.memory.activation_checkpointing
+        self._peak_tflops = peak_tflops(gpus, recipe.memory.precision)
         self._step_start = time.perf_counter()
-        self._step_seconds = 0.0
+        self.data_wait_seconds = 0.0
+        """What the step that runs has waited for its rows."""
         self.step_seconds: list[float] = []
         self.save_seconds: list[float] = []
         self.load_seconds = self.load_peak_gib = 0.0
@@ -65,28 +71,23 @@ class Meter(TrainerCallback):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # blocks left by loading would stay reserved
             torch.cuda.reset_peak_memory_stats()
-        self._step_start = time.perf_counter()
+        self.start_clock()
         if not state.is_world_process_zero:
             return
-        if self._run.metrics.is_file():
-            publish_text(self._run.metrics, _rows_until(self._run.metrics, state.global_step))
+        publish_text(self._run.metrics, lines_until(self._run.metrics, state.global_step))
         self._progress = Progress("train", state.max_steps, "step", done=state.global_step)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop the clock: a step is the fetching of its rows and all that follows."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self._step_seconds = time.perf_counter() - self._step_start
-        self.step_seconds.append(self._step_seconds)
+    def start_clock(self) -> None:
+        """A step begins: what evaluating, saving or writing samples took is not counted in it."""
         self._step_start = time.perf_counter()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock anew: evaluating does not count as a step."""
-        self._step_start = time.perf_counter()
+        """Start the clock anew."""
+        self.start_clock()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock anew: saving does not count as a step."""
-        self._step_start = time.perf_counter()
+        """Start the clock anew."""
+        self.start_clock()
 
     def measured(self) -> dict[str, float]:
         """What the run took on this rank, by the names that the planner's figures have."""
@@ -100,24 +101,40 @@ class Meter(TrainerCallback):
         }
         return {name: round(value, 4) for name, value in found.items()}
 
-    def figures(self, tokens: int) -> dict[str, float]:
-        """What a step took.
+    def figures(self, tokens: int, trained: int, squares: float) -> dict[str, float]:
+        """Stop the clock: what a step took, from the fetching of its rows to its figures.
+
+        Called when the GPU has been waited for.
 
         Args:
             tokens: Of the step, over all ranks.
+            trained: Those of them that carry loss.
+            squares: Sum of squared article lengths, for attention.
 
         Returns:
-            `FIGURES` by name, for metrics.jsonl and for trackers.
+            Those of `FIGURES` that are known.
         """
-        per_gpu = tokens / self._step_seconds / self._world_size
-        values = (
-            tokens,
-            round(self._step_seconds, 4),
-            round(per_gpu, 1),
-            round(per_gpu * self._flops_per_token / 1e12, 3),
-            round(_peak_memory_gib(), 3),
-        )
-        return dict(zip(FIGURES, values, strict=True))
+        seconds = time.perf_counter() - self._step_start
+        self.start_clock()
+        self.step_seconds.append(seconds)
+        rate = tokens / seconds / self._world_size
+        attended = squares / tokens
+        tflops = rate * self._geometry.model_flops_per_token(attended) / 1e12
+        found = {
+            "tokens": tokens,
+            "trained_tokens": trained,
+            "step_seconds": round(seconds, 4),
+            "data_wait_seconds": round(self.data_wait_seconds, 4),
+            "tokens_per_second_per_gpu": round(rate, 1),
+            "model_tflops_per_second_per_gpu": round(tflops, 3),
+            "peak_memory_gib": round(_peak_memory_gib(), 3),
+            "peak_host_memory_gib": round(_peak_host_memory_gib(), 3),
+        }
+        if self._peak_tflops and self._checkpointing != "auto":
+            hardware = hardware_flops_per_token(self._geometry, attended, self._checkpointing)
+            found["mfu"] = round(tflops / self._peak_tflops, 4)
+            found["hfu"] = round(rate * hardware / 1e12 / self._peak_tflops, 4)
+        return found
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
@@ -135,13 +152,8 @@ class Meter(TrainerCallback):
             self._write({"step": state.global_step, "skipped": 1})
         if "loss" not in logs:
             return
-        row: dict[str, Any] = {
-            "step": state.global_step,
-            "loss": logs["loss"],
-            "learning_rate": logs["learning_rate"],
-            "grad_norm": float(logs["grad_norm"]) if "grad_norm" in logs else None,
-            **{name: logs[name] for name in FIGURES},
-        }
+        names = ("loss", "learning_rate", "grad_norm", *FIGURES)
+        row: dict[str, Any] = {"step": state.global_step, **{n: logs.get(n) for n in names}}
         self._write(row)
         # fp16's gradient scaler tries large scales: it skips the steps that overflow.
         watched = ("loss",) if args.fp16 else ("loss", "grad_norm")
@@ -152,7 +164,7 @@ class Meter(TrainerCallback):
                     "optimizer.learning_rate, or look at the data of this step"
                 )
         if self._progress:
-            speed = f"{logs['tokens'] / self._step_seconds:,.0f} tokens/s"
+            speed = f"{logs['tokens_per_second_per_gpu'] * self._world_size:,.0f} tokens/s"
             self._progress.advance(loss=f"{logs['loss']:.3f}", at=speed)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -165,18 +177,23 @@ class Meter(TrainerCallback):
             file.write(json.dumps(row) + "\n")
 
 
-def _rows_until(path: Path, last_step: int) -> str:
-    """The rows of steps up to one; a line that a kill cut short is none."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        with contextlib.suppress(ValueError):
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line)
-    return "".join(kept)
+def peak_tflops(gpus: Gpus, precision: str) -> float | None:
+    """The datasheet's rate of a GPU in what the model computes in; None where nobody knows it.
+
+    A GPU that is not in the table plans with a neighbour's rates: shares of those would be made up.
+    """
+    described = gpus.kind.name in KINDS
+    computes = gpus.kind.has_bf16 if precision == "bf16" else precision == "fp16"
+    return gpus.kind.tflops if described and computes else None
 
 
 def _peak_memory_gib() -> float:
-    """Of this rank: the GPU's, or without one the process's resident set."""
+    """Of this rank: what torch reserved of the GPU, or without one the process's resident set."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved() / 2**30
+    return _peak_host_memory_gib()
+
+
+def _peak_host_memory_gib() -> float:
+    """Of this rank's process, files that are mapped included."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -138,7 +138,7 @@ def _train(
         rows = {split: data.load_rows(rows_folder, split) for split in dataset.SPLITS}
         arguments = trainer.training_arguments(recipe, run, ranks.num_processes, len(rows["train"]))
         model = model_builder.build(recipe, folder, ranks.device)
-        meter = Meter(run, geometry, recipe.sequence_length, ranks.num_processes)
+        meter = Meter(run, recipe, geometry, gpus)
         fine_tuning = trainer.build(recipe, run, arguments, model, folder, rows, meter, preemption)
         if ranks.num_processes > 1 and recipe.parallel.strategy.startswith(("fsdp", "zero3")):
             setup = Setup.of(recipe, geometry, gpus.kind, gpus.nodes, gpus.gpus_per_node)

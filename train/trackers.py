@@ -6,8 +6,11 @@ the user has given none. Knows nothing of what is measured.
 """
 
 import os
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
+import pandas
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 from transformers.integrations import MLflowCallback, TrackioCallback, WandbCallback
@@ -17,6 +20,8 @@ from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 
 PROJECT = "pressroom"
+_FLUSH_SECONDS = 5
+"""Of TensorBoard's file; metrics.jsonl has each row at once."""
 
 
 def run_name(run: RunDir) -> str:
@@ -50,6 +55,32 @@ def callbacks(recipe: Recipe, run: RunDir) -> list[TrainerCallback]:
     return [kinds[name]() for name in recipe.tracking.trackers]
 
 
+def show_texts(callbacks: Sequence[TrainerCallback], step: int, rows: list[dict[str, str]]) -> None:
+    """Tell trackers of texts: a table of W&B or Trackio, a page of TensorBoard, a file of MLflow.
+
+    Args:
+        callbacks: Those of `callbacks`, once training has begun.
+        step: When they were written.
+        rows: Texts by the same names in each.
+    """
+    page = "\n\n".join("\n".join(f"{n}: {text}" for n, text in row.items()) for row in rows)
+    for callback in callbacks:
+        if isinstance(callback, _TensorBoard):
+            # Indented, as Markdown that is shown and not read.
+            callback.tb_writer.add_text("samples", textwrap.indent(page, "    "), step)
+        elif isinstance(callback, MLflowCallback):
+            callback._ml_flow.log_text(page, f"samples/step-{step:06d}.txt")
+        else:
+            module = getattr(callback, "_wandb", None) or callback._trackio
+            table = module.Table(dataframe=pandas.DataFrame(rows))
+            module.log({"samples": table, "train/global_step": step})
+
+
+class _Unhurried(SummaryWriter):
+    def flush(self) -> None:
+        """Leave it to the writer's own thread: a step need not wait for a disk, nor the GPU."""
+
+
 class _TensorBoard(TensorBoardCallback):
     def __init__(self, folder: str) -> None:
         super().__init__()
@@ -58,5 +89,7 @@ class _TensorBoard(TensorBoardCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin a file; steps that a resumed run does again replace those of before."""
         if state.is_world_process_zero:
-            self.tb_writer = SummaryWriter(self.logging_dir, purge_step=state.global_step + 1)
+            self.tb_writer = _Unhurried(
+                self.logging_dir, purge_step=state.global_step + 1, flush_secs=_FLUSH_SECONDS
+            )
         super().on_train_begin(args, state, control, **kwargs)

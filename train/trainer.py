@@ -11,21 +11,24 @@ import torch
 from accelerate import Accelerator, DistributedType
 from datasets import Dataset
 from peft import PeftModel
-from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer
+from transformers import PreTrainedTokenizerFast, PrinterCallback
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from pressroom.console import UserError
-from pressroom.dataset import IGNORE
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.tokenizer import ArticleTokenizer
 from train import checkpoint, trackers
-from train.data import RankBatches, rank_batch
+from train.data import rank_batch
+from train.early_stopping import EarlyStopping
+from train.loss import score_in_forward
 from train.meter import Meter
 from train.model import adapters_to_fp32
 from train.preempt import Preemption
+from train.samples import Samples
 from train.saving import SavingTrainer
+from train.steps import Collator, Steps
 from train.watchdog import Watchdog
 
 
@@ -101,13 +104,14 @@ def build(
     tokenizer.bos_token_id, tokenizer.eos_token_id = special.bos_id, special.eos_id
     tokenizer.pad_token_id = special.eos_id
     watchdog = Watchdog(arguments.process_index)
+    told = trackers.callbacks(recipe, run)
     trainer = RecipeTrainer(
         model=model,
         args=arguments,
         train_dataset=rows["train"],
         eval_dataset=rows["held_out"],
         processing_class=tokenizer,
-        callbacks=[*trackers.callbacks(recipe, run), meter, preemption, watchdog],
+        callbacks=[*told, meter, preemption, watchdog],
     )
     _require_strategy(recipe, trainer.accelerator)
     if trainer.accelerator.state.deepspeed_plugin:
@@ -117,6 +121,12 @@ def build(
     trainer.remove_callback(PrinterCallback)
     trainer.recipe, trainer.run, trainer.meter = recipe, run, meter
     trainer.preemption, trainer.watchdog = preemption, watchdog
+    trainer.data_collator = Collator(trainer.data_collator)
+    if recipe.evaluation.early_stopping:
+        trainer.add_callback(EarlyStopping(recipe.evaluation.early_stopping))
+    if recipe.tracking.sample_every_steps:
+        trainer.add_callback(Samples(recipe, run, special, told, meter))
+    score_in_forward(trainer.model.get_base_model(), maybe_gather_lm_head_ctx)
     adapters_to_fp32(trainer.model)
     return trainer
 
@@ -141,52 +151,8 @@ def _require_strategy(recipe: Recipe, accelerator: Accelerator) -> None:
         )
 
 
-class RecipeTrainer(SavingTrainer, SFTTrainer):
+class RecipeTrainer(Steps, SavingTrainer, SFTTrainer):
     """SFTTrainer that weighs tokens alike, orders rows by itself, and survives faults."""
-
-    _tokens = 0
-
-    def get_train_dataloader(self) -> DataLoader:
-        """This rank's micro-batches of the whole run: what accelerate's would repeat or drop."""
-        rows = self.train_dataset
-        batches = RankBatches(
-            self.recipe, len(rows), rank=self.args.process_index, world_size=self.args.world_size
-        )
-        return DataLoader(
-            rows,
-            batch_sampler=batches,
-            collate_fn=self.data_collator,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Sum of NLL over the trained tokens of the whole step, on all ranks."""
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        nll = -outputs.log_probs.sum()
-        if num_items_in_batch is None:
-            return nll / outputs.label_mask.sum().clamp(min=1)
-        self._tokens += inputs["input_ids"].numel()
-        # DDP averages gradients over ranks, each of which has divided by the tokens of all.
-        return nll / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the step's tokens over all ranks, and what it took, to its row."""
-        # Our sampler holds the whole run, which the Trainer takes for one pass over the rows.
-        done = self.state.global_step * self.recipe.batch.global_batch_size
-        self.state.epoch = done / len(self.train_dataset)
-        if "loss" in logs:
-            mine = torch.tensor(self._tokens, device=self.args.device)
-            logs |= self.meter.figures(int(self.accelerator.reduce(mine, "sum")))
-            self._tokens = 0
-            if self.skipped:
-                logs = {"skipped": 1.0}
-        Trainer.log(self, logs, start_time)
 
     def evaluate(
         self,
@@ -198,27 +164,26 @@ class RecipeTrainer(SavingTrainer, SFTTrainer):
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         world_size, micro = self.args.world_size, self.args.per_device_eval_batch_size
         self.model.eval()
-        total = torch.zeros(2, dtype=torch.float64)
+        nll, count = torch.zeros((), dtype=torch.float64, device=self.args.device), 0
         for start in range(0, len(rows), world_size * micro):
-            batch = self.data_collator(
-                rank_batch(
-                    rows,
-                    start,
-                    rank=self.args.process_index,
-                    world_size=world_size,
-                    micro_batch_size=micro,
-                )
+            mine = rank_batch(
+                rows,
+                start,
+                rank=self.args.process_index,
+                world_size=world_size,
+                micro_batch_size=micro,
             )
-            count = int((batch["labels"][:, 1:] != IGNORE).sum())
-            loss, _, _ = self.prediction_step(self.model_wrapped, batch, prediction_loss_only=True)
-            total += torch.tensor([float(loss) * count, count], dtype=torch.float64)
+            batch = self.data_collator(mine)
+            count += len(batch["targets"])
+            nll += self.prediction_step(self.model_wrapped, batch, prediction_loss_only=True)[0]
             if self.leaves_evaluation():
                 return {}
-        nll, tokens = self.accelerator.reduce(total.to(self.args.device), "sum").tolist()
-        metrics = {f"{metric_key_prefix}_loss": nll / tokens}
+        total = torch.stack([nll, torch.full_like(nll, count)])
+        nll_of_all, tokens = self.accelerator.reduce(total, "sum").tolist()
+        metrics = {f"{metric_key_prefix}_loss": nll_of_all / tokens}
         self.log(metrics)
         self.model.train()
-        self.evaluated(nll / tokens)
+        self.evaluated(nll_of_all / tokens)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )

@@ -1,12 +1,14 @@
-"""Batched generation: prompts as ids in, continuations as ids out."""
+"""Batched generation: prompts in, continuations out, as ids or as text."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from pressroom.console import Progress
+from pressroom.tokenizer import ArticleTokenizer
 
 
 @torch.no_grad()
@@ -49,10 +51,39 @@ def generate(
         do_sample=temperature > 0,
         eos_token_id=eos_id,
         pad_token_id=eos_id,
+        use_cache=True,  # training switches it off in the model's config
         streamer=_Counter(progress) if progress else None,
         **plain,
     )
     return [_cut(new, eos_id) for new in output[:, longest:].tolist()]
+
+
+def write(
+    model: PreTrainedModel,
+    tokenizer: ArticleTokenizer,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Continue texts: `text` begins with its prompt; `ended` says whether by eos."""
+    prompt_ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
+    new_ids = generate(
+        model,
+        prompt_ids,
+        eos_id=tokenizer.eos_id,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        progress=progress,
+    )
+    written = []
+    for before, ids in zip(prompt_ids, new_ids, strict=True):
+        ended = ids[-1:] == [tokenizer.eos_id]
+        # Decoded as one text: by itself, Llama's continuation would lose its first space.
+        text = tokenizer.decode([*before[1:], *(ids[:-1] if ended else ids)])
+        written.append({"text": text, "ended": ended, "new_tokens": len(ids)})
+    return written
 
 
 class _Counter(BaseStreamer):

@@ -7,11 +7,31 @@ Knows nothing of GPUs.
 from dataclasses import dataclass
 
 from pressroom.geometry import Geometry
-from pressroom.train_sections import Lora, Memory
+from pressroom.train_sections import Checkpointing, Lora, Memory
 
 _STAGE = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1, "gate_proj": 2, "up_proj": 2}
 _STAGE["down_proj"] = 3
 """Where a linear stands in its layer, in the order of the forward pass."""
+
+
+def hardware_flops_per_token(
+    geometry: Geometry, attended: float, checkpointing: Checkpointing
+) -> float:
+    """FLOPs that training adapters executes for one token by convention: HFU's numerator.
+
+    4P + 7adL: attention's backward pass computes its scores again. With `full` checkpointing
+    6P + 9adL. Adapters and what a kernel visits under a mask are not counted, as in
+    `Geometry.model_flops_per_token`, MFU's 4P + 6adL.
+
+    Args:
+        geometry: The decoder; P are its linears and its head.
+        attended: Tokens that attend to each other, a.
+        checkpointing: What is computed again; `selective` keeps all products.
+    """
+    products, scores = (6.0, 9.0) if checkpointing == "full" else (4.0, 7.0)
+    weights = geometry.num_linear_weights + geometry.num_head_weights
+    heads = geometry.num_heads * geometry.head_dim * geometry.num_layers
+    return products * weights + scores * attended * heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +58,13 @@ def executed(
     memory: Memory,
     tokens: int,
     attended: float,
-    *,
-    full_logits: bool = False,
 ) -> Flops:
     """FLOPs of one micro-step.
 
     A frozen linear costs 2 a weight and token forward and 2 for the gradient of its input; an
     adapter's two products cost 2 forward and 4 backward, for they have weight gradients too.
     Attention is two products of `attended` tokens forward and five backward, which computes the
-    scores again. The chunked head computes its logits twice. `full` computes layers again,
+    scores again. The head is frozen, so it costs 2 and 2. `full` computes layers again,
     `selective` the adapters' second products alone.
 
     Args:
@@ -56,7 +74,6 @@ def executed(
         tokens: Of the micro-batch.
         attended: Keys that each query visits: the micro-batch's tokens under a dense mask, half
             an article's length under causal kernels that skip.
-        full_logits: Whether the loss keeps its logits in place of computing them again.
     """
     shapes, layers = geometry.linear_shapes, geometry.num_layers
     targets = shapes if isinstance(lora.target_modules, str) else lora.target_modules
@@ -84,5 +101,5 @@ def executed(
         linears=2.0 * tokens * ((2 + again) * layers * weights - spared - last),
         adapters=2.0 * tokens * (layers * (3 * thin + thin_again) - spared_thin),
         attention=scores * (2 * (1 + again) * layers + 5 * backward_layers),
-        head=head * (2 if full_logits else 3),
+        head=head * 2,
     )

@@ -59,10 +59,7 @@ def step_time(setup: Setup) -> StepTime:
     geometry, gpu, tokens = setup.geometry, setup.gpu, setup.tokens
     flash = setup.attention == "flash"
     attended = setup.sequence_length / 2 if flash else tokens
-    flops = executed(
-        *(geometry, setup.lora, setup.memory, tokens, attended),
-        full_logits=setup.full_logits,
-    )
+    flops = executed(geometry, setup.lora, setup.memory, tokens, attended)
     rate, bandwidth = gpu.tflops * 1e12, gpu.gb_per_second * 1e9 * BANDWIDTH
     passes = 2 + (setup.memory.activation_checkpointing != "none")
     forward, backward = ATTENTION[setup.attention]
