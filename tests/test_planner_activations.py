@@ -6,6 +6,7 @@ byte, and the head's tiles are folded in place.
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -291,32 +292,28 @@ def test_a_layers_backward_pass_peaks_as_counted(
 def test_the_head_holds_what_is_counted(
     make_recipe, monkeypatch, tokens: int, precision: tuple
 ) -> None:
-    from trl.kernels import chunked_logprob
-    from trl.trainer import utils
+    from train import loss
 
-    # Smaller tiles than TRL's, or nothing else would be seen beside them.
-    for module, name, own, size in (
-        (chunked_logprob, "TOKEN_CHUNK_SIZE", "_HEAD_TOKENS", 64),
-        (utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", "_HEAD_WIDTH", 512),
-    ):
-        assert getattr(activations, own) == getattr(module, name)
-        monkeypatch.setattr(activations, own, size)
-        monkeypatch.setattr(module, name, size)
-    # Triton's kernels fold a tile in place, and cuBLAS adds to fp32; so nothing is made of it here.
-    for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"):
-        monkeypatch.setattr(chunked_logprob, name, lambda *_, **__: None)
-    monkeypatch.setattr(utils, "_use_triton", lambda device: True)
+    # Smaller pieces than ours, or nothing else would be seen beside them.
+    assert activations.HEAD_TOKENS == loss._CHUNK_TOKENS
+    monkeypatch.setattr(activations, "HEAD_TOKENS", 64)
+    monkeypatch.setattr(loss, "_CHUNK_TOKENS", 64)
     case = Case(make_recipe, "mha", 1, tokens, *precision, attention="flash")
     model = case.model(1)
-    utils.add_fused_lm_head(model.get_base_model())
-    norm, alive = model.get_base_model().model.norm, Alive(model)
-    norm.register_forward_pre_hook(lambda _, entered: alive.forget_all_but(entered[0]))
-    norm.register_full_backward_pre_hook(lambda *_: peaks.append(alive.peak))
-    peaks: list[int] = []
+    base = model.get_base_model()
+    loss.score_in_forward(base, lambda weight: nullcontext())
+    norm, alive = base.model.norm, Alive(model)
+
+    def begin(_: object, entered: tuple) -> None:
+        alive.forget_all_but(entered[0])
+        alive.peak = 0
+
+    norm.register_forward_pre_hook(begin)
+    places, targets = torch.arange(tokens), case.inputs["input_ids"][0]
     with alive:
-        output = model(**case.inputs, labels=case.inputs["input_ids"], fused_lm_head=True)
-        kept = alive.peak = alive.now()
-        output.log_probs.sum().backward()
+        output = model(**case.inputs, trained=places, targets=targets)
+        peak, kept = alive.peak, alive.now()
+    assert output.loss.requires_grad
     counted = loss_bytes(case.geometry(1), case.recipe.memory, tokens)
     assert kept == pytest.approx(counted.kept, rel=0.03)
-    assert peaks[0] == pytest.approx(counted.peak, rel=0.03)
+    assert peak == pytest.approx(counted.peak, rel=0.03)

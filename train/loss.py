@@ -47,6 +47,7 @@ class _HeadNLL(torch.autograd.Function):
             by_logits.scatter_add_(-1, targets, torch.full_like(targets, -1, dtype=torch.float32))
             torch.mul(by_logits, scale, out=logits)
             gradient_ND[part] = logits @ weight_VD
+            del logits, log_p, by_logits  # or the next piece's would be made beside them
         ctx.save_for_backward(gradient_ND)
         return total * scale
 

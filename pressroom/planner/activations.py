@@ -11,7 +11,8 @@ from pressroom.planner.decoder_layer import Attention, DecoderLayer
 from pressroom.planner.weights import DTYPE_BYTES
 from pressroom.train_sections import DTYPES, Lora, Memory
 
-_HEAD_TOKENS, _HEAD_WIDTH = 4096, 32_768
+HEAD_TOKENS = 1024
+"""Whose logits exist at a time: as in `train/loss.py`."""
 
 
 def kept_activations(
@@ -115,20 +116,20 @@ class LossBytes:
     kept: int
     """Until the backward pass."""
     peak: int
-    """In the backward pass of the head, `kept` among them."""
+    """In the head, `kept` among them."""
 
 
 def loss_bytes(geometry: Geometry, memory: Memory, tokens: int) -> LossBytes:
-    """Bytes of TRL's fused head, which makes logits tile by tile, in both directions.
+    """Bytes of the last norm and of `train/loss.py`, whose gradient is made in the forward pass.
 
-    A token leaves its state before the last norm in fp32 with its scale, 4 d + 4, after it, e d,
-    its target, 8, and its logsumexp, 4. The peak adds a tile of logits for 4,096 tokens, as wide
-    as 32,768 whatever the vocabulary, and the state's gradient in fp32 and cast.
-
-    Source: trl 1.16, `kernels/chunked_logprob.py`.
+    A token leaves its state before the last norm in fp32 with its scale, 4 d + 4, the gradient of
+    the head's input, e d, and its place, 8. The peak adds that input, before and after it is
+    picked out, 2 e d, and the logits of a piece, e V, with their logarithms in fp32, 4 V: while
+    those are made the logits are there in fp32 too, 4 V, unless they are so anyway; then it is the
+    piece's gradient that comes on top, e d.
     """
     element, hidden = DTYPE_BYTES[DTYPES[memory.precision]], geometry.hidden_size
-    kept = tokens * ((4 + element) * hidden + 4 + 8 + 4)
-    tile = min(tokens, _HEAD_TOKENS) * _HEAD_WIDTH * element
-    gradient = tokens * hidden * (4 + element if element < 4 else 4)
-    return LossBytes(kept=kept, peak=kept + tile + gradient)
+    kept = tokens * ((4 + element) * hidden + 4 + 8)
+    besides = 4 * geometry.vocab_size if element < 4 else element * hidden
+    piece = min(tokens, HEAD_TOKENS) * (geometry.vocab_size * (element + 4) + besides)
+    return LossBytes(kept=kept, peak=kept + 2 * tokens * element * hidden + piece)
