@@ -35,7 +35,7 @@ def eight_layers(home: Path, tokenizer_folder: Path) -> Path:
 
     torch.manual_seed(2)
     config = LlamaConfig(
-        vocab_size=512,
+        vocab_size=64,
         hidden_size=128,
         intermediate_size=320,
         num_hidden_layers=8,

@@ -159,7 +159,7 @@ def _write_shards(codes: Codes, partial: Path, about: dict[str, Any]) -> None:
             with publish_file(partial / shard) as path:
                 save_file(tensors, path, metadata={"format": "pt"})
             made[shard] = summed(partial / shard)
-            publish_json(manifest(partial), {**about, "shards": made})
+            publish_json(manifest(partial), {**about, "shards": dict(sorted(made.items()))})
             progress.advance()
 
 
