@@ -11,7 +11,8 @@ their insides.
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,8 @@ import click
 from launch.local import count_cpus, num_ranks, run_to_end, train_command
 from pressroom import dataset
 from pressroom.base_model import bytes_to_download, model_fingerprint, model_folder
-from pressroom.console import entry, human_seconds, log, say
-from pressroom.files import require_home, sha256_json, sizes
+from pressroom.console import UserError, entry, human_seconds, log, redact, say
+from pressroom.files import publish_text, require_home, sha256_json, sizes
 from pressroom.geometry import Geometry
 from pressroom.gpus import count_gpus
 from pressroom.planner.choice import Gpus, option
@@ -188,12 +189,30 @@ def run_stages(recipe: Recipe, stages: Sequence[str]) -> RunDir:
         log.info("%s: %s", title, why)
         run.write_recipe(recipe)  # the training sections are the same, by their key
         start = time.monotonic()
-        run_to_end(name, commands[name], run.preempted if name == "train" else None)
-        seconds = time.monotonic() - start
-        if name != "prep":
-            run.record_stage(name, getattr(keys, name), seconds)
+        with _told(run, name):
+            run_to_end(name, commands[name], run.preempted if name == "train" else None)
+            seconds = time.monotonic() - start
+            if name != "prep":
+                run.record_stage(name, getattr(keys, name), seconds)
         log.info("%s: %s", title, human_seconds(seconds))
     return run
+
+
+@contextmanager
+def _told(run: RunDir, name: str) -> Iterator[None]:
+    """Have the run's page tell how a stage ended; of an error the stage's own words are better."""
+    run.error.unlink(missing_ok=True)
+    try:
+        yield
+    except UserError as error:
+        if not run.error.is_file():
+            publish_text(run.error, redact(f"{name}: {error}") + "\n")
+        raise
+    finally:
+        # It draws pictures, whose libraries nobody else here needs.
+        from pressroom.report.page import try_publish
+
+        try_publish(run)
 
 
 def _commands(recipe: Recipe, run: RunDir, keys: Keys) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ import math
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ from accelerate.utils import broadcast_object_list
 
 from pressroom import dataset, quantized_base
 from pressroom.base_model import model_fingerprint, model_folder
-from pressroom.console import UserError, entry, log
+from pressroom.console import UserError, entry, log, redact
 from pressroom.files import lock, publish_json, replace_folder
 from pressroom.geometry import Geometry
 from pressroom.gpus import count_gpus
 from pressroom.planner.choice import Gpus
 from pressroom.planner.setup import Setup
 from pressroom.recipe import Recipe
+from pressroom.report.page import try_publish
 from pressroom.run_dir import RunDir
 from pressroom.tokenizer import ArticleTokenizer
 from train import checkpoint, data, summary, trainer
@@ -97,9 +98,26 @@ def _fine_tune(
     if ranks.is_main_process:
         dataset.verify_shards(rows_folder, manifest)
     run = _agree_on_run(recipe, run_path, ranks)
-    with _held_by_all(run, ranks):
-        _train(recipe, run, folder, rows_folder, geometry, gpus, ranks, preemption)
+    try:
+        with _held_by_all(run, ranks), _error_kept(run, ranks):
+            _train(recipe, run, folder, rows_folder, geometry, gpus, ranks, preemption)
+    finally:
+        if ranks.is_main_process:
+            try_publish(run)
     return run
+
+
+@contextmanager
+def _error_kept(run: RunDir, ranks: PartialState) -> Iterator[None]:
+    """Write down what ended a run, in the words of the first rank that says it."""
+    if ranks.is_main_process:
+        run.error.unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        with suppress(OSError), run.error.open("x", encoding="utf-8") as file:
+            file.write(redact(str(error) or type(error).__name__) + "\n")
+        raise
 
 
 @contextmanager

@@ -55,10 +55,11 @@ def headline(run: RunDir, series: Mapping[str, Series], num_steps: int | None) -
         return Headline("finished", f"finished {_time(run.adapter)}{after}")
     if _is_held(run.lock):
         return Headline("running", f"running: {at}{when}")
+    if run.preempted.is_file():
+        words = f"ended at {at}{when}, as it was asked to: the same command goes on from there"
+        return Headline("stopped", words)
     if len(steps) or run.environment.is_file():
-        words = (
-            f"stopped at {at}{when}: killed, preempted, or its machine lost; no error is on record"
-        )
+        words = f"stopped at {at}{when}: killed, or its machine lost; no error is on record"
         return Headline("stopped", words, _last_words(run))
     return Headline("begun", "training has not begun", _last_words(run))
 
