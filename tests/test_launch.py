@@ -130,12 +130,29 @@ def test_one_error_of_the_chain_is_one_line(make_recipe, home: Path) -> None:
     assert output.count("\n") == 1
 
 
-def test_the_chain_runs_skips_and_redoes_only_what_changed(make_recipe, home: Path) -> None:
-    make_recipe()
+SECRETS = {
+    "HF_TOKEN": "hf_abcdefghijklmnopqrstuvwx",
+    "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
+    "MEDIASTACK_ACCESS_KEY": "fedcba9876543210fedcba9876543210",
+}
+
+
+def test_the_chain_runs_skips_and_redoes_only_what_changed(
+    make_recipe, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    make_recipe(checkpoint={"every_steps": 3})
     output = pressroom("run", "recipe.yaml")
     (run,) = RunDir.all("tiny")
     for path in (run.adapter, run.merge_report, run.evaluation, run.samples, run.metrics):
         assert path.exists(), output
+    assert "finished" in run.report.read_text()
+    written = [path for path in home.rglob("*") if path.is_file()]
+    assert {run.report, run.summary, run.environment} <= set(written)
+    for secret in SECRETS.values():
+        assert secret not in output
+        assert not [path for path in written if secret.encode() in path.read_bytes()]
     assert "4 global = 2 micro x 2 accumulation x 1 rank" in output
     first = run.stages
     assert list(first) == ["train", "evaluate", "merge", "generate"]

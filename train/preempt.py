@@ -62,9 +62,10 @@ class Preemption(TrainerCallback):
 
     def _any(self, *mine: bool) -> list[bool]:
         """Of each answer, whether any rank gives it."""
+        if self._group is None:
+            return list(mine)
         answers = torch.tensor(mine, dtype=torch.int32)
-        if self._group is not None:
-            distributed.all_reduce(answers, distributed.ReduceOp.MAX, group=self._group)
+        distributed.all_reduce(answers, distributed.ReduceOp.MAX, group=self._group)
         return answers.bool().tolist()
 
     @contextmanager
