@@ -24,7 +24,7 @@ RISING = (
     "evaluation.every_steps=1",
     "evaluation.early_stopping=3",
 )
-EACH_KEPT = ("checkpoint.every_steps=1", "checkpoint.keep_last=50")
+EACH_KEPT = ("checkpoint.every_steps=1", "checkpoint.keep_last=50", "batch.micro_batch_size=4")
 
 
 def held_out_losses(run: RunDir) -> dict[int, float]:
