@@ -9,8 +9,8 @@ import re
 import click
 
 from pressroom.console import UserError, entry, say
-from pressroom.files import publish_json, publish_text
-from pressroom.run_dir import RunDir, lines_until
+from pressroom.files import lines_until, publish_json, publish_text
+from pressroom.run_dir import RunDir
 
 
 @click.group()

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -225,3 +226,18 @@ def require_picture(option: str, path: Path) -> None:
     """
     if path.suffix not in PICTURES:
         raise UserError(f"{option} {path}: must end in one of {', '.join(PICTURES)}")
+
+
+def lines_until(path: Path, last_step: float = math.inf) -> str:
+    """The lines of a JSONL file whose `step` is one up to `last_step`; none where it is not there.
+
+    A line that a kill cut short is none, and neither is one without a step.
+    """
+    kept = []
+    for line in (
+        path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else ()
+    ):
+        with contextlib.suppress(ValueError, KeyError):
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line)
+    return "".join(kept)

@@ -4,10 +4,7 @@ A run is `runs/NAME/STAMP/`. It says what really ran (recipe, versions), how it 
 logs) and holds what came out. Knows nothing of how any of it is made.
 """
 
-import contextlib
 import difflib
-import json
-import math
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,21 +15,6 @@ import yaml
 from pressroom.console import UserError
 from pressroom.files import home, publish_json, publish_text, read_json, sizes
 from pressroom.recipe import Recipe
-
-
-def lines_until(path: Path, last_step: float = math.inf) -> str:
-    """The lines of a JSONL file whose `step` is one up to `last_step`; none where it is not there.
-
-    A line that a kill cut short is none, and neither is one without a step.
-    """
-    kept = []
-    for line in (
-        path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else ()
-    ):
-        with contextlib.suppress(ValueError, KeyError):
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line)
-    return "".join(kept)
 
 
 @dataclass(frozen=True)

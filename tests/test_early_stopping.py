@@ -50,7 +50,7 @@ def test_training_ends_when_the_held_out_loss_has_not_fallen(make_recipe, caplog
     assert 4 <= last < 30
     assert max(found) == last == stops_at(found, 3)
     assert f"stopped at step {last}: the held-out loss was lowest at step {last - 3}" in caplog.text
-    assert checkpoint.newest(run) == run.checkpoint(last)
+    assert checkpoint.newest(run).path == run.checkpoint(last)
     assert run.adapter.is_dir()
 
 

@@ -17,13 +17,13 @@ import torch
 from transformers import TrainerCallback
 
 from pressroom.console import Progress, UserError
-from pressroom.files import publish_text
+from pressroom.files import lines_until, publish_text
 from pressroom.geometry import Geometry
 from pressroom.planner.choice import Gpus
 from pressroom.planner.flops import hardware_flops_per_token
 from pressroom.planner.gpu_kinds import KINDS
 from pressroom.recipe import Recipe
-from pressroom.run_dir import RunDir, lines_until
+from pressroom.run_dir import RunDir
 
 FIGURES = (
     "tokens",
@@ -74,7 +74,8 @@ class Meter(TrainerCallback):
         self.start_clock()
         if not state.is_world_process_zero:
             return
-        publish_text(self._run.metrics, lines_until(self._run.metrics, state.global_step))
+        if self._run.metrics.is_file():
+            publish_text(self._run.metrics, lines_until(self._run.metrics, state.global_step))
         self._progress = Progress("train", state.max_steps, "step", done=state.global_step)
 
     def start_clock(self) -> None:

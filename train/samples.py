@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
-from pressroom.files import publish_text
+from pressroom.files import lines_until, publish_text
 from pressroom.nn import sampling
 from pressroom.recipe import Recipe
-from pressroom.run_dir import RunDir, lines_until
+from pressroom.run_dir import RunDir
 from pressroom.samples import Request, recipe_requests
 from pressroom.tokenizer import ArticleTokenizer
 from train.meter import Meter
