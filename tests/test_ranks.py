@@ -26,6 +26,7 @@ KINDS = {
     "qlora-bf16": BF16,
     "lora-bf16": ("quantization=null", "memory.precision=bf16"),
     "recomputed-bf16": ("memory.activation_checkpointing=full", *BF16),
+    "selective-bf16": ("memory.activation_checkpointing=selective", *BF16),
 }
 
 
