@@ -18,9 +18,9 @@ from data_prep.decoded import legend, show_row
 from data_prep.figures import figures, report
 from pressroom import dataset
 from pressroom.base_model import model_folder
-from pressroom.console import UserError, entry, say
+from pressroom.console import UserError, entry, require_picture, say
 from pressroom.dataset import Manifest
-from pressroom.files import home, publish_bytes, require_picture
+from pressroom.files import home, publish_bytes
 from pressroom.recipe import Recipe
 from pressroom.tokenizer import ArticleTokenizer
 

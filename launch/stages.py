@@ -22,13 +22,10 @@ from launch.local import count_cpus, num_ranks, run_to_end, train_command
 from pressroom import dataset
 from pressroom.base_model import bytes_to_download, model_fingerprint, model_folder
 from pressroom.console import UserError, entry, human_seconds, log, redact, say
-from pressroom.files import publish_text, require_home, sha256_json, sizes
+from pressroom.files import is_locked, publish_text, require_home, sha256_json, sizes
 from pressroom.geometry import Geometry
 from pressroom.gpus import count_gpus
-from pressroom.planner.choice import Gpus, option
-from pressroom.planner.command import geometry_of
-from pressroom.planner.fits import advice, resolve
-from pressroom.planner.here import available_gib, cpu, local_gpus
+from pressroom.planner.here import settle
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.tokenizer import ArticleTokenizer
@@ -55,28 +52,6 @@ def main(recipe: str, overrides: tuple[str, ...], dry_run: bool) -> None:
 def train(recipe: str, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Fine-tune on this machine's GPUs, or its CPU; goes on where a killed run stopped."""
     _start(Recipe.load(recipe, overrides), ("prep", "train"), dry_run)
-
-
-def settle(recipe: Recipe) -> Recipe:
-    """Fill in what is `auto` for this machine, and warn where the planner says it will not fit.
-
-    Raises:
-        UserError: Something is `auto` and nothing fits, or the model is not there.
-    """
-    here = local_gpus()
-    if not recipe.autos and not here:
-        return recipe
-    gpus, batch = here or Gpus(kind=cpu(available_gib())), recipe.batch
-    micro = 1 if batch.micro_batch_size == "auto" else batch.micro
-    counts = range(1, gpus.count + 1)
-    ranks = max(n for n in counts if n == 1 or batch.global_batch_size % (micro * n) == 0)
-    gpus, geometry = gpus.but(gpus_per_node=ranks), geometry_of(recipe.model)
-    settled, reasons = resolve(recipe, geometry, gpus)
-    for reason in reasons:
-        log.info("auto: %s", reason)
-    if here and not option(settled, geometry, gpus).plan.fits:
-        log.warning("the planner says that this will not fit; %s", advice(recipe, geometry, gpus))
-    return settled
 
 
 def _start(recipe: Recipe, stages: Sequence[str], dry_run: bool) -> None:
@@ -200,12 +175,16 @@ def run_stages(recipe: Recipe, stages: Sequence[str]) -> RunDir:
 
 @contextmanager
 def _told(run: RunDir, name: str) -> Iterator[None]:
-    """Have the run's page tell how a stage ended; of an error the stage's own words are better."""
-    run.error.unlink(missing_ok=True)
+    """Have the run's page tell how a stage ended; of an error the stage's own words are better.
+
+    A run that somebody else trains is theirs: being refused is no failure of it.
+    """
+    if not is_locked(run.lock):
+        run.error.unlink(missing_ok=True)
     try:
         yield
     except UserError as error:
-        if not run.error.is_file():
+        if not (run.error.is_file() or is_locked(run.lock)):
             publish_text(run.error, redact(f"{name}: {error}") + "\n")
         raise
     finally:

@@ -6,12 +6,14 @@ what is done with the files.
 
 import difflib
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from pressroom import hub
 from pressroom.console import UserError
 from pressroom.files import home, sha256_file, sha256_json
+from pressroom.geometry import SIZES, Geometry
 from pressroom.hub import Repo
 from pressroom.sections import Model
 
@@ -38,6 +40,15 @@ def model_folder(model: Model, *, weights: bool = True) -> Path:
         raise UserError(_not_found(local, model.base))
     found, names = _on_hub(model, weights=weights)
     return hub.fetch(found, names)
+
+
+def geometry_of(model: Model) -> Geometry:
+    """The geometry of a recipe's model, without its weights and, for Llama 2, without the hub."""
+    folder = local_folder(model.base)
+    size = re.search(r"llama-2-(7|13|70)b\b", model.base.lower())
+    if size and not folder.is_dir():
+        return SIZES[f"{size[1]}b"]
+    return Geometry.of(model_folder(model, weights=False))
 
 
 def bytes_to_download(model: Model) -> int:

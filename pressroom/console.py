@@ -127,6 +127,19 @@ def last_words(message: str) -> None:
         Path(told).touch()
 
 
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def require_picture(option: str, path: Path) -> None:
+    """See that a picture can be drawn, before anything is computed for it.
+
+    Raises:
+        UserError: Its name ends in no kind of picture.
+    """
+    if path.suffix not in PICTURES:
+        raise UserError(f"{option} {path}: must end in one of {', '.join(PICTURES)}")
+
+
 def human_seconds(seconds: float) -> str:
     """`75.2` -> `1:15`, `3725` -> `1:02:05`."""
     minutes, rest = divmod(round(seconds), 60)

@@ -215,19 +215,6 @@ def lock(path: Path, what: str, *, shared: bool = False) -> Iterator[Callable[[]
         yield lambda: take(fcntl.LOCK_SH)
 
 
-PICTURES = (".png", ".svg", ".pdf")
-
-
-def require_picture(option: str, path: Path) -> None:
-    """See that a picture can be drawn, before anything is computed for it.
-
-    Raises:
-        UserError: Its name ends in no kind of picture.
-    """
-    if path.suffix not in PICTURES:
-        raise UserError(f"{option} {path}: must end in one of {', '.join(PICTURES)}")
-
-
 def lines_until(path: Path, last_step: float = math.inf) -> str:
     """The lines of a JSONL file whose `step` is one up to `last_step`; none where it is not there.
 
@@ -241,3 +228,15 @@ def lines_until(path: Path, last_step: float = math.inf) -> str:
             if json.loads(line)["step"] <= last_step:
                 kept.append(line)
     return "".join(kept)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether anybody holds a file's lock, alone or with others, as `lock` does."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

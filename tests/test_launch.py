@@ -18,6 +18,7 @@ from training import adapter, losses, metrics, train
 from data_prep.prepare import prepare
 from launch import local, stages
 from pressroom.console import UserError
+from pressroom.files import lock
 from pressroom.gpus import count_gpus
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
@@ -417,3 +418,15 @@ def test_a_home_that_cannot_be_written_to_is_said_before_any_work(
     for command in (("run", "recipe.yaml", "--dry-run"), ("prep", "recipe.yaml")):
         output = pressroom(*command, code=2)
         assert "recipe.yaml: not a folder that can be written to; PRESSROOM_HOME says" in output
+
+
+def test_being_refused_is_no_failure_of_a_run_that_others_train(make_recipe) -> None:
+    run = RunDir.create(make_recipe())
+    with lock(run.lock, "the run", shared=True):
+        with pytest.raises(UserError), stages._told(run, "train"):
+            raise UserError("another process trains here")
+        assert not run.error.exists()
+        assert "running" in run.report.read_text()
+    with pytest.raises(UserError), stages._told(run, "train"):
+        raise UserError("out of memory")
+    assert "train: out of memory" in run.error.read_text()

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -25,6 +25,7 @@ from pressroom.planner.activations import (
     loss_bytes,
     recomputed_layer,
 )
+from pressroom.planner.decoder_layer import DecoderLayer
 from pressroom.planner.weights import ATTENTION
 from pressroom.recipe import Recipe
 from train.model import with_adapters
@@ -33,6 +34,7 @@ sys.path.append(str(Path(__file__).parents[1] / "bench"))
 
 from random_model import config_of, random_base
 
+T = TypeVar("T")
 SHAPES = {"mha": (128, 320, 2, 2), "gqa": (256, 704, 4, 2), "narrow": (192, 512, 6, 2)}
 """Hidden size, the MLP's, heads, key-value heads."""
 MODES = ("none", "selective", "full")
@@ -124,16 +126,14 @@ class Case:
             head_dim=hidden // heads,
         )
 
-    def counted(self, function: Callable[..., int], layers: int) -> int:
+    def counted(self, function: Callable[[DecoderLayer], T], layers: int) -> T:
         """What a function of the planner says."""
         recipe = self.recipe
         return function(
-            self.geometry(layers),
-            recipe.lora,
-            recipe.memory,
-            self.tokens,
-            attention=self.attention,
-            quantized=recipe.quantization is not None,
+            DecoderLayer(
+                *(self.geometry(layers), recipe.lora, recipe.memory, self.tokens),
+                *(self.attention, recipe.quantization is not None),
+            )
         )
 
     def model(self, layers: int) -> torch.nn.Module:
@@ -282,7 +282,7 @@ def test_a_layers_backward_pass_peaks_as_counted(
     mode = f"memory.activation_checkpointing={mode}"
     case = Case(make_recipe, shape, rows, length, mode, *overrides, attention=attention)
     again = case.counted(recomputed_layer, 3)
-    workspace = case.counted(backward_workspace, 3)
+    workspace = case.counted(backward_workspace, 3).total
     assert (again == 0) == mode.endswith("none")
     assert added_at_peak(case) - again == pytest.approx(workspace, rel=0.15)
 

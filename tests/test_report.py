@@ -363,6 +363,8 @@ def test_how_a_run_stands(begun: RunDir) -> None:
         assert "running: no step yet" in state(begun)
         write_jsonl(begun.metrics, [row(1), row(2)])
         assert "running: step 2 of 6, as of 20" in state(begun)
+    with lock(begun.lock, "the run", shared=True):  # as ranks hold it together
+        assert "running: step 2 of 6, as of 20" in state(begun)
     assert "stopped at step 2 of 6" in state(begun)
     assert "stopped at step 2," in state(begun, None)
     with lock(begun.lock, "the run"):

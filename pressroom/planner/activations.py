@@ -7,23 +7,15 @@ of GPUs, strategies or weights.
 from dataclasses import dataclass
 
 from pressroom.geometry import Geometry
-from pressroom.planner.decoder_layer import Attention, DecoderLayer
+from pressroom.planner.decoder_layer import DecoderLayer
 from pressroom.planner.weights import DTYPE_BYTES
-from pressroom.train_sections import DTYPES, Lora, Memory
+from pressroom.train_sections import DTYPES, Memory
 
 HEAD_TOKENS = 1024
 """Whose logits exist at a time: as in `train/loss.py`."""
 
 
-def kept_activations(
-    geometry: Geometry,
-    lora: Lora,
-    memory: Memory,
-    tokens: int,
-    *,
-    attention: Attention = "sdpa",
-    quantized: bool = True,
-) -> int:
+def kept_activations(layer: DecoderLayer) -> int:
     """Bytes that the decoder layers keep between forward and backward pass.
 
     Those of `DecoderLayer.kept` for each layer. Once for all there are the rotary sines and
@@ -31,49 +23,41 @@ def kept_activations(
     Under `none` the first layer, whose input needs no gradient, keeps less: 4 d a token.
 
     Args:
-        geometry: The decoder.
-        lora: Rank, dropout and targets of the adapters.
-        memory: What is computed again, and the precision.
-        tokens: Of the micro-batch: its rows are laid end to end.
-        attention: Its implementation.
-        quantized: Whether the base is: without, each adapter casts its input.
+        layer: One of them, with what decides its bytes.
     """
-    layer = DecoderLayer(geometry, lora, memory, tokens, attention, quantized)
-    shared = 2 * layer.element * geometry.head_dim * tokens
-    if memory.activation_checkpointing != "none" and attention != "flash":
-        shared += tokens**2 * (1 if attention == "sdpa" else layer.element)
-    return geometry.num_layers * layer.kept + shared
+    shared = 2 * layer.element * layer.geometry.head_dim * layer.tokens
+    if layer.memory.activation_checkpointing != "none" and layer.attention != "flash":
+        shared += layer.tokens**2 * (1 if layer.attention == "sdpa" else layer.element)
+    return layer.geometry.num_layers * layer.kept + shared
 
 
-def recomputed_layer(
-    geometry: Geometry,
-    lora: Lora,
-    memory: Memory,
-    tokens: int,
-    *,
-    attention: Attention = "sdpa",
-    quantized: bool = True,
-) -> int:
+def recomputed_layer(layer: DecoderLayer) -> int:
     """Bytes that a layer adds when it is computed again.
 
     What `none` keeps of it, less what was kept: that is given up as it is used. The layer's input
     stays, and unless it is fp32 itself it is no part of what `none` keeps.
     """
-    if memory.activation_checkpointing == "none":
+    if layer.memory.activation_checkpointing == "none":
         return 0
-    layer = DecoderLayer(geometry, lora, memory, tokens, attention, quantized)
     return layer.whole - layer.kept + layer.is_cast * layer.input
 
 
-def backward_workspace(
-    geometry: Geometry,
-    lora: Lora,
-    memory: Memory,
-    tokens: int,
-    *,
-    attention: Attention = "sdpa",
-    quantized: bool = True,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Workspace:
+    """Bytes of a moment of one layer's backward pass."""
+
+    gradients: int
+    """Of activations."""
+    weight: int = 0
+    """Of a linear layer, dequantized for its product."""
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.gradients + self.weight
+
+
+def backward_workspace(layer: DecoderLayer) -> Workspace:
     """Bytes of one layer's backward pass at its peak, beyond all that was kept or computed for it.
 
     The greatest of some moments, most of them in the MLP, for a Llama has f > 2 d:
@@ -89,24 +73,27 @@ def backward_workspace(
 
     Within 25 % on the CPU. What kernels allocate for themselves (cuBLAS, SDPA) is not in it.
     """
-    layer = DecoderLayer(geometry, lora, memory, tokens, attention, quantized)
+    geometry, tokens = layer.geometry, layer.tokens
     hidden, inner = layer.element * geometry.hidden_size, layer.element * geometry.intermediate_size
     adapted = "down_proj" in layer.targets
     given_up = layer.adapter_input("down_proj") if adapted else 0
+    weight = layer.quantized * inner * geometry.hidden_size
     moments = [
-        tokens * (3 * inner - given_up),
-        tokens * ((1 + adapted) * inner - given_up) + quantized * inner * geometry.hidden_size,
+        Workspace(gradients=tokens * (3 * inner - given_up)),
+        Workspace(gradients=tokens * ((1 + adapted) * inner - given_up), weight=weight),
     ]
-    cast = layer.casts_inputs * 4 * geometry.intermediate_size * (1 + (lora.dropout > 0))
+    dropped = 1 + (layer.lora.dropout > 0)
+    cast = layer.casts_inputs * 4 * geometry.intermediate_size * dropped
     if adapted and layer.has_own_inputs:
-        moments.append(tokens * (cast - inner))
-        if memory.activation_checkpointing != "none":
-            moments.append(tokens * (inner + cast + 4 * hidden))
-    if attention == "eager":
+        moments.append(Workspace(gradients=tokens * (cast - inner)))
+        if layer.memory.activation_checkpointing != "none":
+            moments.append(Workspace(gradients=tokens * (inner + cast + 4 * hidden)))
+    if layer.attention == "eager":
         scores = geometry.num_heads * tokens * (8 - layer.is_cast * layer.element)
         mlp = 3 * inner + given_up + 4 * geometry.hidden_size + hidden
-        moments.append(tokens * (scores + hidden - layer.element * layer.queries - mlp))
-    return max(moments)
+        softmax = scores + hidden - layer.element * layer.queries - mlp
+        moments.append(Workspace(gradients=tokens * softmax))
+    return max(moments, key=lambda moment: moment.total)
 
 
 @dataclass(frozen=True, kw_only=True)

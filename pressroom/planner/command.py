@@ -4,16 +4,15 @@ A recipe, a size (`70b`) or a config.json goes in. Knows nothing of formulas.
 """
 
 import json
-import re
 from pathlib import Path
 
 import click
 
 from pressroom import dataset
-from pressroom.base_model import local_folder, model_folder
+from pressroom.base_model import geometry_of
 from pressroom.cluster import Cluster
-from pressroom.console import UserError, entry, say
-from pressroom.files import publish_bytes, require_picture
+from pressroom.console import UserError, entry, require_picture, say
+from pressroom.files import publish_bytes
 from pressroom.geometry import SIZES, Geometry
 from pressroom.planner.choice import Gpus, Option, choose, option
 from pressroom.planner.curve import TOKENS, curve, summary
@@ -22,7 +21,6 @@ from pressroom.planner.gpu_kinds import kind_of, parse_gpus
 from pressroom.planner.here import local_gpus
 from pressroom.planner.table import table
 from pressroom.recipe import AUTO_KEYS, Recipe
-from pressroom.sections import Model
 
 ALONE_ROWS, ALONE_LENGTH = 32, 2048
 """Rows of a step, a few more where GPUs do not divide them, and their tokens, of a model that is
@@ -96,15 +94,6 @@ def _subject(name: str, overrides: tuple[str, ...], gpus: Gpus) -> tuple[Recipe,
     }
     values = [f"{key}={value}" for key, value in ours.items() if key not in given]
     return Recipe.load("llama2_70b", [*values, *overrides]), geometry
-
-
-def geometry_of(model: Model) -> Geometry:
-    """The geometry of a recipe's model, without its weights and, for Llama 2, without the hub."""
-    folder = local_folder(model.base)
-    size = re.search(r"llama-2-(7|13|70)b\b", model.base.lower())
-    if size and not folder.is_dir():
-        return SIZES[f"{size[1]}b"]
-    return Geometry.of(model_folder(model, weights=False))
 
 
 def _gpus(cluster: Path | None, text: str | None) -> Gpus:

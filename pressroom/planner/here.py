@@ -1,14 +1,18 @@
-"""The GPUs of this machine, or its CPU, as the planner knows them.
+"""The GPUs of this machine, or its CPU, as the planner knows them; a recipe settled for them.
 
-Knows nothing of recipes.
+Knows nothing of how training starts.
 """
 
 import os
 from dataclasses import replace
 
+from pressroom.base_model import geometry_of
+from pressroom.console import log
 from pressroom.gpus import ask_driver, count_gpus
-from pressroom.planner.choice import Gpus
+from pressroom.planner.choice import Gpus, option
+from pressroom.planner.fits import advice, resolve
 from pressroom.planner.gpu_kinds import KINDS, GpuKind, kind_for
+from pressroom.recipe import Recipe
 
 CPU_TFLOPS = 0.08
 """Of one core, in bf16 and fp32 products of a small model. Measured on one kind of CPU: rough."""
@@ -60,3 +64,25 @@ def cpu(memory_gib: float) -> GpuKind:
         torch_names=(),
         source="two cores of one server: rough",
     )
+
+
+def settle(recipe: Recipe) -> Recipe:
+    """Fill in what is `auto` for this machine, and warn where the planner says it will not fit.
+
+    Raises:
+        UserError: Something is `auto` and nothing fits, or the model is not there.
+    """
+    here = local_gpus()
+    if not recipe.autos and not here:
+        return recipe
+    gpus, batch = here or Gpus(kind=cpu(available_gib())), recipe.batch
+    micro = 1 if batch.micro_batch_size == "auto" else batch.micro
+    counts = range(1, gpus.count + 1)
+    ranks = max(n for n in counts if n == 1 or batch.global_batch_size % (micro * n) == 0)
+    gpus, geometry = gpus.but(gpus_per_node=ranks), geometry_of(recipe.model)
+    settled, reasons = resolve(recipe, geometry, gpus)
+    for reason in reasons:
+        log.info("auto: %s", reason)
+    if here and not option(settled, geometry, gpus).plan.fits:
+        log.warning("the planner says that this will not fit; %s", advice(recipe, geometry, gpus))
+    return settled

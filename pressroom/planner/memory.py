@@ -4,7 +4,6 @@ A step has two moments that can be its peak: the loss, and the backward pass of 
 under checkpointing is computed again for it. Bytes; GiB are for people. Knows nothing of time.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from pressroom.planner.activations import (
@@ -13,6 +12,7 @@ from pressroom.planner.activations import (
     loss_bytes,
     recomputed_layer,
 )
+from pressroom.planner.decoder_layer import DecoderLayer
 from pressroom.planner.setup import Setup
 from pressroom.planner.sharding import (
     Held,
@@ -86,31 +86,27 @@ def _static(parts: Held) -> Rows:
     }
 
 
-def _counted(setup: Setup, count: Callable[..., int], *, quantized: bool | None = None) -> int:
-    """One of the counts of activations, for a set-up."""
-    return count(
+def _layer(setup: Setup) -> DecoderLayer:
+    return DecoderLayer(
         *(setup.geometry, setup.lora, setup.memory, setup.tokens),
-        attention=setup.attention,
-        quantized=setup.quantization is not None if quantized is None else quantized,
+        *(setup.attention, setup.quantization is not None),
     )
 
 
 def _backward(setup: Setup, parts: Held) -> Rows:
-    weight = 0
-    if setup.quantization:
-        plain = _counted(setup, backward_workspace, quantized=False)
-        weight = max(_counted(setup, backward_workspace) - plain, 0)
+    layer = _layer(setup)
+    workspace = backward_workspace(layer)
     rows = _static(parts) | {
-        "activations kept": _counted(setup, kept_activations),
-        "recomputed layer": _counted(setup, recomputed_layer),
-        "gradients of activations": _counted(setup, backward_workspace) - weight,
-        "dequantized weights": weight,
+        "activations kept": kept_activations(layer),
+        "recomputed layer": recomputed_layer(layer),
+        "gradients of activations": workspace.gradients,
+        "dequantized weights": workspace.weight,
     }
     return _on_the_card(setup, rows)
 
 
 def _loss(setup: Setup, parts: Held) -> Rows:
-    rows = _static(parts) | {"activations kept": _counted(setup, kept_activations)}
+    rows = _static(parts) | {"activations kept": kept_activations(_layer(setup))}
     if setup.full_logits:
         rows["logits"] = FULL_LOGITS * setup.geometry.vocab_size * setup.tokens
     else:

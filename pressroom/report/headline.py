@@ -3,7 +3,6 @@
 Knows nothing of how a page looks.
 """
 
-import fcntl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pressroom.console import human_seconds
+from pressroom.files import is_locked
 from pressroom.report.metrics import Series, finite
 from pressroom.report.sections import built, number, perplexities
 from pressroom.run_dir import RunDir
@@ -53,7 +53,7 @@ def headline(run: RunDir, series: Mapping[str, Series], num_steps: int | None) -
     if trained:
         after = f": {at}" if len(steps) else ""
         return Headline("finished", f"finished {_time(run.adapter)}{after}")
-    if _is_held(run.lock):
+    if is_locked(run.lock):
         return Headline("running", f"running: {at}{when}")
     if run.preempted.is_file():
         words = f"ended at {at}{when}, as it was asked to: the same command goes on from there"
@@ -102,18 +102,6 @@ def _stamp(run: RunDir) -> str:
 
 def _time(path: Path) -> str:
     return f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}"
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether a process trains here: it holds the lock, and the system frees that when it dies."""
-    try:
-        with lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
 
 
 def _last_words(run: RunDir) -> str:
