@@ -50,10 +50,12 @@ def run_ranks(
         if failed:
             failures.append(f"rank {number}: {value}")
         results.append(value)
-    for process, _ in ranks:
+    for number, (process, _) in enumerate(ranks):
         if failures:
+            process.join(1)  # what has died has its own exit code
             process.kill()
         process.join(30)
+        failures += [f"rank {number} ended with {process.exitcode}"] * bool(failures)
     assert not failures, "\n".join(failures)
     return results
 
