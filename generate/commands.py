@@ -10,7 +10,7 @@ import click
 
 from pressroom.console import UserError, entry, say
 from pressroom.files import lines_until, publish_json, publish_text
-from pressroom.run_dir import RunDir
+from pressroom.runs import find_run
 
 
 @click.group()
@@ -22,7 +22,7 @@ def main() -> None:
 @click.argument("run_name", metavar="RUN")
 def evaluate(run_name: str) -> None:
     """Held-out perplexity of a run, base beside tuned."""
-    run = RunDir.find(run_name, trained=True)
+    run = find_run(run_name, trained=True)
     from generate import evaluate as room
 
     result = room.evaluate(run, run.load_recipe())
@@ -34,7 +34,7 @@ def evaluate(run_name: str) -> None:
 @click.argument("run_name", metavar="RUN")
 def merge(run_name: str) -> None:
     """Adapter + base -> one model folder that any client loads."""
-    run = RunDir.find(run_name, trained=True)
+    run = find_run(run_name, trained=True)
     from generate import merge as room
 
     report = room.merge(run, run.load_recipe())
@@ -57,7 +57,7 @@ def generate(
     seed: int,
 ) -> None:
     """Prompts or titles -> text, from a run's model."""
-    run = RunDir.find(run_name, trained=True)
+    run = find_run(run_name, trained=True)
     recipe = run.load_recipe()
     for prompt in prompts:
         if re.match(r"[a-z_]+(\.[a-z_]+)+=", prompt):

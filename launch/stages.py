@@ -28,6 +28,7 @@ from pressroom.gpus import count_gpus
 from pressroom.planner.here import settle
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
+from pressroom.runs import runs_of
 from pressroom.tokenizer import ArticleTokenizer
 
 STAGES = ("prep", "train", "evaluate", "merge", "generate")
@@ -105,7 +106,7 @@ def stage_keys(recipe: Recipe) -> Keys:
 
 def find_run(recipe: Recipe, keys: Keys) -> RunDir | None:
     """The newest run with the same training key, finished or not."""
-    for run in RunDir.all(recipe.name):
+    for run in runs_of(recipe.name):
         if run.stages.get("train", {}).get("key") == keys.train:
             return run
     return None

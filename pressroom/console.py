@@ -42,10 +42,15 @@ class UserError(Exception):
     """A mistake that its reader can mend: shown as it stands, without a traceback."""
 
 
+def is_secret_name(name: str) -> bool:
+    """Whether an environment variable of this name holds a secret."""
+    return bool(_SECRET_NAME.search(name))
+
+
 def redact(text: str) -> str:
     """Replace secrets: values of environment variables named like one, keys in URLs, hub tokens."""
     for name, value in os.environ.items():
-        if len(value) >= 8 and _SECRET_NAME.search(name):
+        if len(value) >= 8 and is_secret_name(name):
             text = text.replace(value, f"<{name}>")
     return _SECRET_SHAPE.sub("<redacted>", text)
 

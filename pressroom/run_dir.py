@@ -4,7 +4,6 @@ A run is `runs/NAME/STAMP/`. It says what really ran (recipe, versions), how it 
 logs) and holds what came out. Knows nothing of how any of it is made.
 """
 
-import difflib
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -46,58 +45,39 @@ class RunDir:
         self.path.mkdir(parents=True)
         self.write_recipe(recipe)
 
-    @classmethod
-    def all(cls, name: str) -> "list[RunDir]":
-        """The runs of a recipe's name, newest first."""
-        paths = sorted((home() / "runs" / name).glob("*/recipe.yaml"), reverse=True)
-        return [cls(path.parent) for path in paths]
-
-    @classmethod
-    def find(cls, run: str, *, trained: bool = False) -> "RunDir":
-        """A run by its folder or something in it, by NAME/STAMP or STAMP; the newest of NAME.
-
-        A recipe's file stands for its name.
-
-        Args:
-            run: What the user typed.
-            trained: Take the newest of NAME that has an adapter, and see that a given one has.
-
-        Raises:
-            UserError: There is no such run, or it has no adapter yet.
-        """
-        found = cls._named(run)
-        if trained:
-            finished = [candidate for candidate in found if candidate.adapter.is_dir()]
-            if not finished:
-                raise UserError(f"{found[0].path}: has no adapter yet; training is not finished")
-            return finished[0]
-        return found[0]
-
-    @classmethod
-    def _named(cls, run: str) -> "list[RunDir]":
-        runs = home() / "runs"
-        if run.endswith((".yaml", ".yml")) and Path(run).is_file():
-            run = Recipe.load(run).name
-        for path in (Path(run), home() / run, runs / run, *sorted(runs.glob(f"*/{run}"))):
-            for folder in (path, path.parent):
-                if path.exists() and (folder / "recipe.yaml").is_file():
-                    return [cls(folder)]
-        found = cls.all(Path(run).name)
-        if not found:
-            for path in (Path(run), runs / run):
-                if path.is_dir():
-                    raise UserError(f"{path}: has no run in it: no recipe.yaml")
-            names = sorted(p.name for p in runs.glob("*") if p.is_dir())
-            close = difflib.get_close_matches(run, names, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            known = f"; runs of: {', '.join(names)}" if names else " (no runs yet)"
-            raise UserError(f"{run}: no such run under {runs.absolute()}{hint or known}")
-        return found
-
     @property
     def recipe(self) -> Path:
         """The resolved recipe."""
         return self.path / "recipe.yaml"
+
+    @property
+    def cluster(self) -> Path:
+        """The cluster that it was submitted to."""
+        return self.path / "cluster.yaml"
+
+    @property
+    def code(self) -> Path:
+        """The code as it was at submission; what SLURM starts runs from here."""
+        return self.path / "code"
+
+    @property
+    def submission(self) -> Path:
+        """What was handed to SLURM; for its owner alone, for it holds pickles."""
+        return self.path / "submission"
+
+    def job_log(self, job: str, node_rank: int) -> Path:
+        """What a job said on one of its nodes, beside its ranks."""
+        return self.submission / f"{job}_{node_rank}_log.out"  # submitit's name
+
+    @property
+    def jobs(self) -> Path:
+        """A file for each job that was submitted."""
+        return self.submission / "jobs"
+
+    @property
+    def starts(self) -> Path:
+        """One JSON line for each start of a job, a requeued one's included."""
+        return self.path / "starts.jsonl"
 
     @property
     def environment(self) -> Path:
@@ -157,6 +137,10 @@ class RunDir:
     def logs(self) -> Path:
         """What the ranks said, a file each."""
         return self.path / "logs"
+
+    def rank_log(self, rank: int) -> Path:
+        """What one rank said, over all starts."""
+        return self.logs / f"rank-{rank:05d}.log"
 
     @property
     def tensorboard(self) -> Path:

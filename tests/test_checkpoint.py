@@ -14,6 +14,7 @@ from training import adapter, losses, metrics, train
 from pressroom.console import UserError
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
+from pressroom.runs import runs_of
 from train import checkpoint, saving, trainer, watchdog
 from train.checkpoint import Checkpoint, Manifest
 
@@ -135,7 +136,7 @@ def test_skipping_has_an_end_and_stopping_is_the_default(make_recipe, monkeypatc
     options = ("optimizer.num_steps=40", "checkpoint.every_steps=1", "name=x")
     with pytest.raises(UserError, match="the loss of step 3 is nan"):
         train(*options)
-    (stopped,) = RunDir.all("x")
+    (stopped,) = runs_of("x")
     assert steps(stopped) == [1, 2]
     with pytest.raises(UserError, match=r"6 steps up to step 8 were skipped one after the other"):
         train(*options, "optimizer.on_nan=skip", run=stopped)

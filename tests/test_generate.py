@@ -18,6 +18,7 @@ from pressroom.nn.loss import token_nll
 from pressroom.nn.nf4 import compute_in, dequantize, load_base
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
+from pressroom.runs import find_run
 from pressroom.samples import held_out_articles
 from pressroom.train_sections import Quantization
 
@@ -215,14 +216,14 @@ def test_a_run_without_an_adapter_is_told(make_recipe, home: Path) -> None:
     unfinished = RunDir.create(recipe)
     for name in ("tiny", str(unfinished.path)):
         with pytest.raises(UserError, match="has no adapter yet"):
-            RunDir.find(name, trained=True)
+            find_run(name, trained=True)
     with pytest.raises(UserError, match="training has not begun"):
         _ = unfinished.dataset
     with pytest.raises(UserError, match=r"no such run under .*; did you mean tiny\?"):
-        RunDir.find("tniy")
+        find_run("tniy")
     with pytest.raises(UserError, match=r"no such run under .*; runs of: tiny"):
-        RunDir.find("other")
-    assert RunDir.find("tiny").path.name == unfinished.path.name
+        find_run("other")
+    assert find_run("tiny").path.name == unfinished.path.name
 
 
 def test_a_run_is_found_by_what_a_person_types(make_recipe, home: Path) -> None:
@@ -240,13 +241,13 @@ def test_a_run_is_found_by_what_a_person_types(make_recipe, home: Path) -> None:
         "recipe.yaml",
         str(finished.path.absolute()),
     ):
-        assert RunDir.find(name, trained=True).path.name == stamp, name
-    assert RunDir.find("tiny").path.name == unfinished.path.name
+        assert find_run(name, trained=True).path.name == stamp, name
+    assert find_run("tiny").path.name == unfinished.path.name
 
 
 def test_a_run_is_evaluated_from_anywhere(run: RunDir, tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("PRESSROOM_HOME")
-    elsewhere = RunDir.find(str(run.path.absolute()))
+    elsewhere = find_run(str(run.path.absolute()))
     monkeypatch.chdir("/")
     assert elsewhere.dataset.is_dir()
 

@@ -22,6 +22,7 @@ from pressroom.files import lock
 from pressroom.gpus import count_gpus
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
+from pressroom.runs import runs_of
 from pressroom.train_sections import Strategy
 from train import checkpoint
 
@@ -145,7 +146,7 @@ def test_the_chain_runs_skips_and_redoes_only_what_changed(
         monkeypatch.setenv(name, value)
     make_recipe(checkpoint={"every_steps": 3})
     output = pressroom("run", "recipe.yaml")
-    (run,) = RunDir.all("tiny")
+    (run,) = runs_of("tiny")
     for path in (run.adapter, run.merge_report, run.evaluation, run.samples, run.metrics):
         assert path.exists(), output
     assert "finished" in run.report.read_text()
@@ -166,7 +167,7 @@ def test_the_chain_runs_skips_and_redoes_only_what_changed(
 
     output = pressroom("run", "recipe.yaml", "generation.titles=1")
     assert output.count("done already") == 4
-    assert len(RunDir.all("tiny")) == 1
+    assert len(runs_of("tiny")) == 1
     assert len(run.samples.read_text().splitlines()) == 2
     assert {k: v for k, v in run.stages.items() if k != "generate"} == {
         k: v for k, v in first.items() if k != "generate"
@@ -226,10 +227,10 @@ def test_a_killed_training_goes_on_where_it_was(make_recipe, home: Path) -> None
     for group in {os.getpgid(child) for child in descendants(process.pid)}:
         os.killpg(group, signal.SIGKILL)
     process.wait()
-    killed = next(r for r in RunDir.all("tiny") if r.path.name != undisturbed.path.name)
+    killed = next(r for r in runs_of("tiny") if r.path.name != undisturbed.path.name)
     assert not killed.adapter.exists()
     pressroom("train", "recipe.yaml", *options)
-    assert len(RunDir.all("tiny")) == 2
+    assert len(runs_of("tiny")) == 2
     assert losses(killed) == losses(undisturbed)
     assert len(metrics(killed)) == 120
     a, b = adapter(killed), adapter(undisturbed)
@@ -268,7 +269,7 @@ def test_the_first_signal_saves_and_the_second_ends(
         [psutil.Process(c) for c in children if psutil.pid_exists(c)], timeout=20
     )
     assert not alive
-    (run,) = RunDir.all("tiny")
+    (run,) = runs_of("tiny")
     if number == signal.SIGTERM:
         assert not run.preempted.exists()
         return
@@ -294,7 +295,7 @@ def test_two_ranks_by_hand_are_ddp_and_lose_as_one(make_recipe, home: Path) -> N
         command, env=environment, capture_output=True, text=True, check=False, timeout=240
     )
     assert done.returncode == 0, done.stderr
-    (run,) = RunDir.all("tiny2")
+    (run,) = runs_of("tiny2")
     facts = json.loads(run.environment.read_text())
     assert (facts["world_size"], facts["distributed_type"]) == (2, "MULTI_CPU")
     assert "4 global = 2 micro x 1 accumulation x 2 ranks" in done.stderr

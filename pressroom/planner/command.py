@@ -17,8 +17,8 @@ from pressroom.geometry import SIZES, Geometry
 from pressroom.planner.choice import Gpus, Option, choose, option
 from pressroom.planner.curve import TOKENS, curve, summary
 from pressroom.planner.fits import advice
-from pressroom.planner.gpu_kinds import kind_of, parse_gpus
-from pressroom.planner.here import local_gpus
+from pressroom.planner.gpu_kinds import parse_gpus
+from pressroom.planner.here import gpus_of, local_gpus
 from pressroom.planner.table import table
 from pressroom.recipe import AUTO_KEYS, Recipe
 
@@ -98,8 +98,7 @@ def _subject(name: str, overrides: tuple[str, ...], gpus: Gpus) -> tuple[Recipe,
 
 def _gpus(cluster: Path | None, text: str | None) -> Gpus:
     if cluster:
-        there = Cluster.load(cluster)
-        return Gpus(kind=kind_of(there.gpu), nodes=there.nodes, gpus_per_node=there.gpus_per_node)
+        return gpus_of(Cluster.load(cluster))
     if text:
         nodes, per_node, kind = parse_gpus(text)
         return Gpus(kind=kind, nodes=nodes, gpus_per_node=per_node)

@@ -7,11 +7,12 @@ import os
 from dataclasses import replace
 
 from pressroom.base_model import geometry_of
+from pressroom.cluster import Cluster
 from pressroom.console import log
 from pressroom.gpus import ask_driver, count_gpus
 from pressroom.planner.choice import Gpus, option
 from pressroom.planner.fits import advice, resolve
-from pressroom.planner.gpu_kinds import KINDS, GpuKind, kind_for
+from pressroom.planner.gpu_kinds import KINDS, GpuKind, kind_for, kind_of
 from pressroom.recipe import Recipe
 
 CPU_TFLOPS = 0.08
@@ -43,6 +44,15 @@ def kind_or_like(name: str, memory_gib: float) -> GpuKind:
         memory_gib=memory_gib,
         source=f"memory as the driver says; rates of {like.name}, the nearest in memory",
     )
+
+
+def gpus_of(cluster: Cluster) -> Gpus:
+    """What a training job on a cluster has; without GPUs, CPUs like this machine's."""
+    if cluster.gpu is None or not cluster.gpus_per_node:
+        memory = cluster.memory_gib or available_gib()
+        return Gpus(kind=cpu(memory), nodes=cluster.nodes)
+    kind = kind_of(cluster.gpu)
+    return Gpus(kind=kind, nodes=cluster.nodes, gpus_per_node=cluster.gpus_per_node)
 
 
 def available_gib() -> float:

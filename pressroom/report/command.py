@@ -3,14 +3,14 @@
 import click
 
 from pressroom.console import entry, say
-from pressroom.run_dir import RunDir
+from pressroom.runs import find_run
 
 
 @click.command()
 @click.argument("run_name", metavar="RUN")
 def main(run_name: str) -> None:
     """A run as one page that needs no other file: curves, samples, figures, recipe."""
-    run = RunDir.find(run_name)
+    run = find_run(run_name)
     from pressroom.report import page
 
     page.publish(run)
