@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from launch.stages import find_run, stage_keys
+from launch.keys import run_of, stage_keys
 from pressroom.console import UserError, entry, say
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
@@ -103,7 +103,7 @@ def demo_run() -> RunDir:
         UserError: There is none, or it is not finished.
     """
     recipe = Recipe.load("demo")
-    run = find_run(recipe, stage_keys(recipe))
+    run = run_of(recipe, stage_keys(recipe))
     if run is None or "finished" not in run.stages.get("generate", {}):
         raise UserError("no finished run of the demo: `pressroom run demo` makes one")
     return run

@@ -1,32 +1,31 @@
-"""How training starts on this machine: `accelerate launch -m train.sft`.
+"""How stages run on this machine: training over its GPUs, or on its CPU.
 
-One rank a GPU, with the strategy's accelerate config; without a GPU one process on the CPU.
 Knows nothing of SLURM, and nothing of training.
 """
 
-import contextlib
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
-import psutil
-
+from launch import process
+from launch.command import Node
 from pressroom.console import TOLD, UserError, log
-from pressroom.gpus import count_gpus, most_ranks, needs_gpu
+from pressroom.gpus import count_gpus, most_ranks
 from pressroom.recipe import Recipe
-from pressroom.run_dir import RunDir
-
-_HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def count_cpus() -> int:
     """CPUs that training may use here: OMP_NUM_THREADS, or else those of this process."""
     return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+
+
+def this_node(recipe: Recipe) -> Node:
+    """This machine, with the GPUs that the recipe's batch divides over."""
+    found = count_gpus()
+    return Node(num_gpus=num_ranks(recipe, found) if found else 0, num_cpus=count_cpus())
 
 
 def num_ranks(recipe: Recipe, num_gpus: int) -> int:
@@ -42,44 +41,8 @@ def num_ranks(recipe: Recipe, num_gpus: int) -> int:
     return ranks
 
 
-def train_command(
-    recipe: Recipe, run: RunDir, dataset: Path, *, num_gpus: int, num_cpus: int
-) -> list[str]:
-    """The command that trains a run on this machine: a pure function.
-
-    Args:
-        recipe: Says the strategy, whose accelerate config is used by more than one rank.
-        run: The run directory.
-        dataset: The dataset's folder.
-        num_gpus: One rank each; 0 is one rank on the CPU.
-        num_cpus: Divided over the ranks.
-
-    Raises:
-        UserError: The recipe needs a GPU, another number of them, or a tracker that is missing.
-    """
-    processes = max(num_gpus, 1)
-    recipe.batch.gradient_accumulation_steps(processes)
-    recipe.tracking.require()
-    if not num_gpus and needs_gpu(recipe):
-        raise UserError("this machine has no GPU:\n" + "\n".join(needs_gpu(recipe)))
-    # A config is always named: accelerate would take the user's own default otherwise.
-    config = recipe.parallel.strategy if processes > 1 else "single"
-    return [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--quiet"),
-        *("--config_file", str(resources.files("accelerate_configs") / f"{config}.yaml")),
-        *([] if num_gpus else ["--cpu"]),
-        *("--num_machines", "1", "--num_processes", str(processes)),
-        *("--num_cpu_threads_per_process", str(max(num_cpus // processes, 1))),
-        *("-m", "train.sft", str(run.recipe)),
-        *("--run", str(run.path), "--dataset", str(dataset)),
-    ]
-
-
 def run_to_end(what: str, command: Sequence[str], marker: Path | None = None) -> None:
     """Run a command, its output on this terminal.
-
-    It has a process group of its own, to which this process hands on what it is told: to end
-    one by a signal ends the other, launchers and ranks included.
 
     Args:
         what: What it does, for messages.
@@ -96,66 +59,35 @@ def run_to_end(what: str, command: Sequence[str], marker: Path | None = None) ->
         marker.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "told"
-        code, received = _run(command, {TOLD: str(told)}, asks_first=marker is not None)
-        if code == 0 and marker and marker.is_file():
+        # A stranger's train.py in the working directory must not be taken for ours.
+        variables = {**os.environ, "PYTHONSAFEPATH": "1", TOLD: str(told)}
+        if not count_gpus():
+            variables.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found none
+        ended = process.run(command, variables, first_asks=marker is not None)
+        received = ended.received
+        if ended.code == 0 and marker and marker.is_file():
             log.info("%s ended early, as asked; the same command goes on", what)
-            received = received or [signal.SIGUSR2]
+            received = received or [process.ASK]
         if signal.SIGINT in received:
             raise KeyboardInterrupt
         if received:
             sys.exit(128 + received[0])
-        if code and told.is_file():
-            raise UserError(f"{what} ended with exit code {code}; its message stands above")
-    if code:
-        raise UserError(
-            f"{what} was killed or crashed without a word of its own (exit code {code}), most "
-            "likely for want of memory: batch.micro_batch_size and sequence_length are what "
-            "takes it; `dmesg` or the job's log names what was killed"
-        )
+        if ended.code:
+            raise UserError(why_ended(what, ended.code, told=told.is_file()))
 
 
-def _run(
-    command: Sequence[str], variables: dict[str, str], *, asks_first: bool
-) -> tuple[int, list[int]]:
-    """The command's exit code, and the signals that came meanwhile."""
-    # A stranger's train.py in the working directory must not be taken for ours.
-    environment = {**os.environ, "PYTHONSAFEPATH": "1", **variables}
-    if not count_gpus():
-        environment.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found none
-    received: list[int] = []
-    # What this process was started to ignore, by nohup or as a background job, it ignores.
-    heard = [n for n in _HANDED_ON if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {n: signal.getsignal(n) for n in [*heard, signal.SIGUSR2]}
-    # The launcher would die of USR2 and leave its ranks behind: it inherits that it is ignored.
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+def why_ended(what: str, code: int, *, told: bool) -> str:
+    """Why a command failed, for a person.
 
-        def hand_on(number: int, frame: object) -> None:
-            received.append(number)
-            if asks_first and len(received) == 1:
-                log.info("saving at the end of this step, then ending; once more ends it at once")
-                return
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM if number == signal.SIGUSR2 else number)
-
-        for number in before:
-            signal.signal(number, hand_on)
-        try:
-            while True:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    return process.wait(1), received
-                if asks_first and received:
-                    _ask(process.pid)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _ask(launcher: int) -> None:
-    """Ask the ranks of a launcher to save and end.
-
-    Again and again: one that has only just started does not listen yet.
+    Args:
+        what: What it did.
+        code: Its exit code.
+        told: Whether it has said so itself (`console.TOLD`).
     """
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for rank in psutil.Process(launcher).children():
-            rank.send_signal(signal.SIGUSR2)
+    if told:
+        return f"{what} ended with exit code {code}; its message stands above"
+    return (
+        f"{what} was killed or crashed without a word of its own (exit code {code}), most "
+        "likely for want of memory: batch.micro_batch_size and sequence_length are what "
+        "takes it; `dmesg` or the job's log names what was killed"
+    )

@@ -9,27 +9,20 @@ their insides.
 """
 
 import shlex
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
 import click
 
-from launch.local import count_cpus, num_ranks, run_to_end, train_command
-from pressroom import dataset
-from pressroom.base_model import bytes_to_download, model_fingerprint, model_folder
-from pressroom.console import UserError, entry, human_seconds, log, redact, say
-from pressroom.files import is_locked, publish_text, require_home, sha256_json, sizes
+from launch.command import command_of, train_command
+from launch.keys import Keys, run_of, stage_keys, to_do
+from launch.local import run_to_end, this_node
+from launch.recorded import recorded
+from pressroom.base_model import bytes_to_download, model_folder
+from pressroom.console import entry, log, say
 from pressroom.geometry import Geometry
-from pressroom.gpus import count_gpus
 from pressroom.planner.here import settle
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
-from pressroom.runs import runs_of
-from pressroom.tokenizer import ArticleTokenizer
 
 STAGES = ("prep", "train", "evaluate", "merge", "generate")
 
@@ -67,51 +60,6 @@ def _start(recipe: Recipe, stages: Sequence[str], dry_run: bool) -> None:
         say(f"{output.stem:11}{output}")
 
 
-@dataclass(frozen=True)
-class Keys:
-    """What each stage's output is made from."""
-
-    dataset: Path
-    train: str
-    evaluate: str
-    merge: str
-    generate: str
-
-
-def stage_keys(recipe: Recipe) -> Keys:
-    """The keys of a recipe's stages, from its sections and the content of its inputs.
-
-    Raises:
-        UserError: The model or the articles are not there, it is no Llama, or does not fit.
-    """
-    require_home()
-    folder = model_folder(recipe.model)
-    recipe.require_fit(Geometry.of(folder))
-    spec = dataset.spec_of(recipe, ArticleTokenizer(folder).fingerprint)
-    data_key = dataset.dataset_key(spec, dataset.hash_articles(dataset.article_files(recipe)))
-    plain = recipe.to_dict()
-    sections = ("seed", "quantization", "lora", "batch", "optimizer", "parallel", "memory")
-    read = {name: plain[name] for name in sections}
-    if recipe.evaluation.early_stopping:  # else evaluating changes nothing
-        read["evaluation"] = {k: plain["evaluation"][k] for k in ("every_steps", "early_stopping")}
-    train = sha256_json(["train", data_key, model_fingerprint(folder), read])[:16]
-    return Keys(
-        dataset=dataset.dataset_folder(recipe.name, data_key),
-        train=train,
-        evaluate=sha256_json(["evaluate", train, plain["evaluation"]["micro_batch_size"]])[:16],
-        merge=sha256_json(["merge", train])[:16],
-        generate=sha256_json(["generate", train, plain["generation"]])[:16],
-    )
-
-
-def find_run(recipe: Recipe, keys: Keys) -> RunDir | None:
-    """The newest run with the same training key, finished or not."""
-    for run in runs_of(recipe.name):
-        if run.stages.get("train", {}).get("key") == keys.train:
-            return run
-    return None
-
-
 def would_do(recipe: Recipe, stages: Sequence[str]) -> str:
     """What `run_stages` would do, after all the checks that it makes before any work.
 
@@ -128,7 +76,7 @@ def would_do(recipe: Recipe, stages: Sequence[str]) -> str:
             "`pressroom download` brings them now"
         )
     keys = stage_keys(recipe)
-    run = find_run(recipe, keys) or RunDir.fresh(recipe)
+    run = run_of(recipe, keys) or RunDir.fresh(recipe)
     command = _commands(recipe, run, keys)["train"]
     ranks = int(command[command.index("--num_processes") + 1])
     lines = [f"{'dataset':11}{keys.dataset}", f"{'run':11}{run.path}"]
@@ -151,7 +99,7 @@ def run_stages(recipe: Recipe, stages: Sequence[str]) -> RunDir:
         UserError: A stage failed; those before it are kept.
     """
     keys = stage_keys(recipe)
-    run = find_run(recipe, keys) or RunDir.fresh(recipe)
+    run = run_of(recipe, keys) or RunDir.fresh(recipe)
     commands = _commands(recipe, run, keys)  # fails where this machine cannot train the recipe
     if not run.path.is_dir():
         run.begin(recipe)
@@ -164,63 +112,15 @@ def run_stages(recipe: Recipe, stages: Sequence[str]) -> RunDir:
             continue
         log.info("%s: %s", title, why)
         run.write_recipe(recipe)  # the training sections are the same, by their key
-        start = time.monotonic()
-        with _told(run, name):
+        with recorded(run, keys, name):
             run_to_end(name, commands[name], run.preempted if name == "train" else None)
-            seconds = time.monotonic() - start
-            if name != "prep":
-                run.record_stage(name, getattr(keys, name), seconds)
-        log.info("%s: %s", title, human_seconds(seconds))
     return run
-
-
-@contextmanager
-def _told(run: RunDir, name: str) -> Iterator[None]:
-    """Have the run's page tell how a stage ended; of an error the stage's own words are better.
-
-    A run that somebody else trains is theirs: being refused is no failure of it.
-    """
-    if not is_locked(run.lock):
-        run.error.unlink(missing_ok=True)
-    try:
-        yield
-    except UserError as error:
-        if not (run.error.is_file() or is_locked(run.lock)):
-            publish_text(run.error, redact(f"{name}: {error}") + "\n")
-        raise
-    finally:
-        # It draws pictures, whose libraries nobody else here needs.
-        from pressroom.report.page import try_publish
-
-        try_publish(run)
 
 
 def _commands(recipe: Recipe, run: RunDir, keys: Keys) -> dict[str, list[str]]:
     """The command of each stage, on this machine."""
-    num_gpus = count_gpus()
-    ranks = num_ranks(recipe, num_gpus) if num_gpus else 0
-    module = (sys.executable, "-m")
-    return {
-        "prep": [*module, "data_prep.prepare", str(run.recipe)],
-        "train": train_command(recipe, run, keys.dataset, num_gpus=ranks, num_cpus=count_cpus()),
-        "evaluate": [*module, "generate.commands", "evaluate", str(run.path)],
-        "merge": [*module, "generate.commands", "merge", str(run.path)],
-        "generate": [*module, "generate.commands", "generate", str(run.path)],
-    }
-
-
-def to_do(run: RunDir, keys: Keys, name: str) -> str | None:
-    """Why a stage has to be done; None when its output is there, whole, of the same key."""
-    if name == "prep":
-        return None if keys.dataset.is_dir() else "no dataset yet"
-    stage = run.stages.get(name, {})
-    if "finished" not in stage:
-        return "goes on" if name == "train" and run.metrics.is_file() else "not done yet"
-    if stage["key"] != getattr(keys, name):
-        return "the recipe or an input has changed"
-    found = sizes(run.output(name))
-    damaged = [f for f, size in stage.get("files", {}).items() if found.get(f) != size]
-    return f"missing or damaged: {', '.join(damaged)}" if damaged or not found else None
+    here = {"train": train_command(recipe, run, keys.dataset, this_node(recipe))}
+    return here | {stage: command_of(stage, run) for stage in STAGES if stage != "train"}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from training import adapter, losses, metrics, train
 
 from data_prep.prepare import prepare
 from launch import local, stages
+from launch.command import Node, train_command
 from pressroom.console import UserError
 from pressroom.files import lock
 from pressroom.gpus import count_gpus
@@ -63,8 +64,8 @@ def test_gpus_are_those_a_process_would_see(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_train_command_on_gpus(make_recipe, home: Path) -> None:
     recipe = make_recipe(batch={"global_batch_size": 8, "micro_batch_size": 1})
-    command = local.train_command(
-        recipe, RunDir(Path("runs/x")), Path("data/d"), num_gpus=4, num_cpus=32
+    command = train_command(
+        recipe, RunDir(Path("runs/x")), Path("data/d"), Node(num_gpus=4, num_cpus=32)
     )
     text = " ".join(command)
     assert "accelerate_configs/ddp.yaml --num_machines 1 --num_processes 4" in text
@@ -76,14 +77,14 @@ def test_train_command_on_gpus(make_recipe, home: Path) -> None:
 def test_train_command_on_a_cpu(make_recipe) -> None:
     recipe = make_recipe()
     run, dataset = RunDir(Path("runs/x")), Path("data/d")
-    command = local.train_command(recipe, run, dataset, num_gpus=0, num_cpus=2)
+    command = train_command(recipe, run, dataset, Node(num_gpus=0, num_cpus=2))
     assert "--cpu" in command
     assert command[command.index("--config_file") + 1].endswith("accelerate_configs/single.yaml")
 
 
 def test_a_user_own_accelerate_default_has_no_say(make_recipe) -> None:
     recipe, run = make_recipe(), RunDir(Path("runs/x"))
-    command = local.train_command(recipe, run, Path("data/d"), num_gpus=1, num_cpus=2)
+    command = train_command(recipe, run, Path("data/d"), Node(num_gpus=1, num_cpus=2))
     assert command[command.index("--config_file") + 1].endswith("single.yaml")
     assert "--cpu" not in command
 
@@ -112,7 +113,7 @@ def test_what_only_a_gpu_can_is_told_together(make_recipe) -> None:
         optimizer={"name": "paged_adamw_32bit", "num_steps": 1},
     )
     with pytest.raises(UserError, match=r"fp16 needs a GPU.*\n.*pages from a GPU"):
-        local.train_command(recipe, RunDir(Path("x")), Path("d"), num_gpus=0, num_cpus=2)
+        train_command(recipe, RunDir(Path("x")), Path("d"), Node(num_gpus=0, num_cpus=2))
 
 
 def test_what_this_machine_cannot_do_is_said_before_any_work(make_recipe, home: Path) -> None:
@@ -383,8 +384,8 @@ def test_every_strategy_loads_with_every_recipe(strategy: str, recipe_name: str)
         overrides += [*BF16, "optimizer.name=adamw_torch_fused"]
     overrides += ["batch.global_batch_size=16", "batch.micro_batch_size=1"]
     recipe = Recipe.load(recipe_name, overrides)
-    command = local.train_command(
-        recipe, RunDir(Path("runs/x")), Path("data/d"), num_gpus=2, num_cpus=8
+    command = train_command(
+        recipe, RunDir(Path("runs/x")), Path("data/d"), Node(num_gpus=2, num_cpus=8)
     )
     launcher = command.index("accelerate.commands.launch") + 1
     arguments, _, _ = launch._validate_launch_command(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from training import losses, metrics, train
 
-from launch import local
+from launch.command import Node, train_command
 from pressroom.console import UserError
 from pressroom.dataset import Manifest
 from pressroom.recipe import Recipe
@@ -61,7 +61,7 @@ def test_no_tracker_is_none(make_recipe) -> None:
 def test_a_tracker_that_is_missing_is_named_before_any_work(make_recipe) -> None:
     recipe = make_recipe(tracking={"trackers": ["tensorboard", "wandb", "trackio"]})
     with pytest.raises(UserError, match="wandb, trackio not installed: pip install wandb trackio"):
-        local.train_command(recipe, RunDir(Path("x")), Path("d"), num_gpus=0, num_cpus=2)
+        train_command(recipe, RunDir(Path("x")), Path("d"), Node(num_gpus=0, num_cpus=2))
     with pytest.raises(UserError, match="wandb, trackio not installed"):
         train("optimizer.num_steps=1")
 

@@ -1,0 +1,40 @@
+"""How a stage is remembered: its key and time where it ended well, its error where it did not.
+
+The same for a stage on this machine and for a job on a cluster. Knows nothing of what a stage does.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from launch.keys import Keys
+from pressroom.console import UserError, human_seconds, log, redact
+from pressroom.files import is_locked, publish_text
+from pressroom.run_dir import RunDir
+
+
+@contextmanager
+def recorded(run: RunDir, keys: Keys, stage: str) -> Iterator[None]:
+    """Remember how the block, which does a stage, ends; and make the run's page.
+
+    Of an error the stage's own words are better. A run that somebody else trains is theirs: being
+    refused is no failure of it.
+    """
+    if not is_locked(run.lock):
+        run.error.unlink(missing_ok=True)
+    start = time.monotonic()
+    try:
+        yield
+        seconds = time.monotonic() - start
+        if stage not in ("prep", "quantize"):  # what they make belongs to no run
+            run.record_stage(stage, getattr(keys, stage), seconds)
+        log.info("%s: %s", stage, human_seconds(seconds))
+    except UserError as error:
+        if not (run.error.is_file() or is_locked(run.lock)):
+            publish_text(run.error, redact(f"{stage}: {error}") + "\n")
+        raise
+    finally:
+        # It draws pictures, whose libraries nobody else here needs.
+        from pressroom.report.page import try_publish
+
+        try_publish(run)
