@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from pressroom.console import UserError
 from pressroom.gpus import needs_gpu
@@ -79,7 +80,8 @@ def train_command(recipe: Recipe, run: RunDir, dataset: Path, node: Node) -> lis
     ]
 
 
-_MODULES = {
+Stage = Literal["prep", "quantize", "train", "evaluate", "merge", "generate"]
+_MODULES: dict[str, tuple[str, ...]] = {
     "prep": ("data_prep.prepare",),
     "quantize": ("train.quantize",),
     "evaluate": ("generate.commands", "evaluate"),

@@ -4,12 +4,12 @@ A stage's key hashes the recipe sections that it reads and the keys of its input
 of how a stage is run.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pressroom import dataset
 from pressroom.base_model import model_fingerprint, model_folder
-from pressroom.files import require_home, sha256_json, sizes
+from pressroom.files import publish_json, read_json, require_home, sha256_json, sizes
 from pressroom.geometry import Geometry
 from pressroom.quantized_base import Codes
 from pressroom.recipe import Recipe
@@ -29,6 +29,20 @@ class Keys:
     evaluate: str
     merge: str
     generate: str
+
+    def write(self, run: RunDir) -> None:
+        """Leave them in a run for its jobs, which must not look at what has changed since."""
+        plain = asdict(self) | {"dataset": str(self.dataset.absolute())}
+        publish_json(
+            run.keys, plain | {"codes": str(self.codes.absolute()) if self.codes else None}
+        )
+
+    @classmethod
+    def read(cls, run: RunDir) -> "Keys":
+        """What `write` has left."""
+        plain = read_json(run.keys, "submit the run again")
+        codes = Path(plain["codes"]) if plain["codes"] else None
+        return cls(**{**plain, "dataset": Path(plain["dataset"]), "codes": codes})
 
 
 def stage_keys(recipe: Recipe) -> Keys:

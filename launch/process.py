@@ -36,7 +36,7 @@ def run(
     first_asks: bool = False,
     always_ask: Collection[int] = (),
     asked: bool = False,
-    each_second: Callable[[], None] = lambda: None,
+    each_second: Callable[[bool], None] = lambda asked: None,
 ) -> Ended:
     """Run a command whose output is this process's own.
 
@@ -46,7 +46,7 @@ def run(
         first_asks: Of the signals that end it, the first only asks its ranks to save and end.
         always_ask: Signals that ask its ranks however often they come.
         asked: They have been asked to already.
-        each_second: Called about every second while it runs.
+        each_second: Called about every second while it runs, with whether they have been asked.
     """
     received: list[int] = []
     # What this process was started to ignore, by nohup or as a background job, it ignores.
@@ -78,7 +78,7 @@ def run(
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     return Ended(process.wait(1), received)
-                each_second()
+                each_second(asked)
                 if asked:
                     _ask(process.pid)
         finally:

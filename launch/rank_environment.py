@@ -16,8 +16,21 @@ _FOREIGN = re.compile(
     r"SUBMITIT|TORCHELASTIC|GROUP|ROLE)_.*"
     r"|(LOCAL_|NODE_|GROUP_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)"
 )
+_DEFAULTS = {
+    "HF_HUB_OFFLINE": "1",  # nodes are, and all was checked before
+    "HF_DATASETS_OFFLINE": "1",
+    "NCCL_DEBUG": "WARN",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Unless the shell or the cluster's file says otherwise."""
 _KEPT = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")
 """Said in logs, so that they can be matched with SLURM's."""
+
+
+def cleaned(before: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what launchers say of ranks, for work that nobody divides."""
+    kept = {k: v for k, v in before.items() if k in _KEPT or not _FOREIGN.fullmatch(k)}
+    return {**_DEFAULTS, **kept, "PYTHONSAFEPATH": "1"}
 
 
 def rank_environment(
@@ -32,17 +45,14 @@ def rank_environment(
         run: The run directory.
         staged: Where this node has its own copy of the quantized base, if it has one.
     """
-    kept = {k: v for k, v in before.items() if k in _KEPT or not _FOREIGN.fullmatch(k)}
-    offline = {name: "1" for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")}
     ours = {
-        **offline,  # nodes are; everything was checked before
-        "PYTHONSAFEPATH": "1",  # a stranger's train.py in the working directory is not ours
         "OMP_NUM_THREADS": str(node.num_threads),
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",  # a collective that hangs ends its rank
         "PRESSROOM_RANK_LOGS": str(run.logs),
         "PRESSROOM_HOSTS": ",".join(allocation.hosts),
     }
-    theirs = {"NCCL_DEBUG": "WARN", "TOKENIZERS_PARALLELISM": "false"}
+    if staged:
+        ours["PRESSROOM_STAGED"] = staged
     if not node.num_gpus:
-        theirs["DS_ACCELERATOR"] = "cpu"  # or DeepSpeed warns that it found none
-    return {**theirs, **kept, **ours, **({"PRESSROOM_STAGED": staged} if staged else {})}
+        ours["DS_ACCELERATOR"] = "cpu"  # or DeepSpeed warns that it found none
+    return cleaned(before) | ours

@@ -17,6 +17,7 @@ from pressroom.console import UserError, is_secret_name
 from pressroom.planner.gpu_kinds import kind_of
 from pressroom.sections import STRICT, Positive
 
+FRUITLESS_STARTS = 3
 TimeLimit = Annotated[str, Field(pattern=r"^(\d+-)?\d{1,3}:\d{2}:\d{2}$")]
 
 
@@ -95,7 +96,7 @@ class Cluster:
     variables of the job are filled in: `/scratch/$SLURM_JOB_ID`."""
     signal_seconds: Positive | None = None
     """How long before its end a training is told to save; null: what the planner says."""
-    fruitless_starts: Positive = 3
+    fruitless_starts: Positive = FRUITLESS_STARTS
     """Starts in a row without a newer checkpoint after which a job is not queued again."""
 
     rules: ClassVar = (_known_gpus, _open_environment)

@@ -70,6 +70,11 @@ class RunDir:
         return self.submission / f"{job}_{node_rank}_log.out"  # submitit's name
 
     @property
+    def keys(self) -> Path:
+        """What each stage's output is made from, as found at submission."""
+        return self.submission / "keys.json"
+
+    @property
     def jobs(self) -> Path:
         """A file for each job that was submitted."""
         return self.submission / "jobs"
@@ -155,6 +160,12 @@ class RunDir:
     def checkpoint(self, step: int) -> Path:
         """The checkpoint of one optimizer step."""
         return self.checkpoints / f"step-{step:06d}"
+
+    @property
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint; 0 where there is none."""
+        names = [path.name for path in self.checkpoints.glob("step-*")]
+        return max((int(name.removeprefix("step-")) for name in names), default=0)
 
     @property
     def preempted(self) -> Path:

@@ -76,8 +76,13 @@ def cpu(memory_gib: float) -> GpuKind:
     )
 
 
-def settle(recipe: Recipe) -> Recipe:
+def settle(recipe: Recipe, *, nodes: int = 1) -> Recipe:
     """Fill in what is `auto` for this machine, and warn where the planner says it will not fit.
+
+    Args:
+        recipe: What is to be trained.
+        nodes: Machines like this one that train it together; of one alone as many GPUs are used as
+            the batch divides over.
 
     Raises:
         UserError: Something is `auto` and nothing fits, or the model is not there.
@@ -88,8 +93,10 @@ def settle(recipe: Recipe) -> Recipe:
     gpus, batch = here or Gpus(kind=cpu(available_gib())), recipe.batch
     micro = 1 if batch.micro_batch_size == "auto" else batch.micro
     counts = range(1, gpus.count + 1)
-    ranks = max(n for n in counts if n == 1 or batch.global_batch_size % (micro * n) == 0)
-    gpus, geometry = gpus.but(gpus_per_node=ranks), geometry_of(recipe.model)
+    if nodes == 1:
+        ranks = max(n for n in counts if n == 1 or batch.global_batch_size % (micro * n) == 0)
+        gpus = gpus.but(gpus_per_node=ranks)
+    gpus, geometry = gpus.but(nodes=nodes), geometry_of(recipe.model)
     settled, reasons = resolve(recipe, geometry, gpus)
     for reason in reasons:
         log.info("auto: %s", reason)

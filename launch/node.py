@@ -1,0 +1,142 @@
+"""On a node of a SLURM job, one task a node: the one entry for every way in.
+
+    sbatch slurm/train_70b.sh      srun python -P -m launch.node train llama2_70b key=value ...
+    pressroom submit, run          submitit calls `of_run` in the code that was kept at submission
+
+The nodes of a training meet, the first decides, each starts `accelerate launch` for its ranks.
+USR2 asks the ranks to save and end; the first node then queues the job again, once: nobody else
+does. Knows nothing of training.
+"""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from launch import orders
+from launch.allocation import Allocation, allocation
+from launch.command import Stage, command_of, stage_command
+from launch.keys import Keys, to_do
+from launch.local import run_to_end
+from launch.meet import Message, follow, meeting
+from launch.orders import Orders
+from launch.process import ASK
+from launch.rank_environment import cleaned
+from launch.recorded import recorded
+from launch.training import gpus_of, queue_again, train_here
+from pressroom.console import UserError, entry, log, redact
+from pressroom.files import publish_text
+from pressroom.run_dir import RunDir
+
+
+@click.command()
+@click.argument("stage", type=click.Choice(get_args(Stage)))
+@click.argument("what", metavar="RECIPE|RUN")
+@click.argument("overrides", nargs=-1)
+def main(stage: Stage, what: str, overrides: tuple[str, ...]) -> None:
+    """Do a stage in this job; of a RECIPE prep, quantize and train, of a RUN the others."""
+    if stage == "train":
+        _train(lambda here: orders.by_name(what, overrides, nodes=len(here.hosts)))
+        return
+    _alone()
+    run_to_end(stage, stage_command(stage, [what, *overrides]))
+
+
+def of_run(argument: str) -> None:
+    """Do a stage of a run; what submitit calls.
+
+    Args:
+        argument: JSON of the stage and the run's folder. One string, for it is pickled.
+    """
+    entry(lambda: _of_run(*json.loads(argument)))
+
+
+def _of_run(stage: Stage, path: str) -> None:
+    for name in (signal.SIGTERM, signal.SIGCONT):
+        signal.signal(name, signal.SIG_DFL)  # submitit passes over them
+    for left in RunDir(Path(path)).submission.glob("*.save_tmp"):
+        left.unlink(missing_ok=True)  # of a killed start; submitit would not write its result
+    if stage == "train":
+        _train(lambda here: orders.submitted(path))
+        return
+    _alone()
+    run = RunDir(Path(path))
+    with recorded(run, Keys.read(run), stage):
+        run_to_end(stage, command_of(stage, run))
+
+
+def _alone() -> None:
+    """A stage of one process: nobody asks it to save, and nobody has ranks in it."""
+    signal.signal(ASK, signal.SIG_IGN)
+    clean = cleaned(os.environ)
+    os.environ.clear()
+    os.environ.update(clean)
+
+
+def _train(decide: Callable[[Allocation], Orders]) -> None:
+    """Train on this node of a job."""
+    heard: list[int] = []
+    signal.signal(ASK, lambda number, frame: heard.append(number))
+    here = allocation(os.environ)
+    num_gpus, problems = gpus_of(here)
+    hello = {"node_rank": here.node_rank, "num_gpus": num_gpus, "problems": problems}
+    if here.node_rank:
+        ordered = follow(here.hosts[0], here.port + 1, hello, _wrong_here)
+        if not ordered.get("done"):
+            _follower(ordered, here, num_gpus)
+        return
+    with meeting(here.port + 1, here.hosts) as nodes:
+        _require_alike(here, [hello, *nodes.everybody()])
+        found = decide(here)
+        if to_do(found.run, found.keys, "train") is None:
+            log.info("%s: trained already", found.run.path)
+            nodes.agree({"done": True})
+            return
+        orders.begin(found.run, here)
+        nodes.agree(found.to_json())
+    found.run.preempted.unlink(missing_ok=True)
+    with recorded(found.run, found.keys, "train"):
+        if train_here(found.run, found.keys.dataset, here, num_gpus, lambda: bool(heard)):
+            queue_again(here.job)
+
+
+def _follower(ordered: Message, here: Allocation, num_gpus: int) -> None:
+    run = RunDir(Path(ordered["run"]))
+    try:
+        # Asked before it has begun, it begins: the first node alone ends a job.
+        train_here(run, Path(ordered["dataset"]), here, num_gpus, lambda: False)
+    except UserError as error:
+        if not run.error.is_file():  # else a rank has said it better
+            publish_text(run.error, redact(str(error)) + "\n")
+        raise
+
+
+def _wrong_here(ordered: Message) -> list[str]:
+    """What this node does not see of what it is to train."""
+    if ordered.get("done"):
+        return []
+    wanted = (RunDir(Path(ordered["run"])).recipe, Path(ordered["dataset"]))
+    return [f"does not see {path}: is it on a shared disk?" for path in wanted if not path.exists()]
+
+
+def _require_alike(here: Allocation, hellos: list[Message]) -> None:
+    """See that nodes are fit, and have as many GPUs as each other.
+
+    Raises:
+        UserError: Naming each that is not.
+    """
+    wrong = [f"{here.hosts[h['node_rank']]}: {text}" for h in hellos for text in h["problems"]]
+    counts = {here.hosts[hello["node_rank"]]: hello["num_gpus"] for hello in hellos}
+    if not wrong and len(set(counts.values())) > 1:
+        each = ", ".join(f"{host} {count}" for host, count in counts.items())
+        wrong = [f"nodes have different numbers of GPUs ({each}): ask for as many on each"]
+    if wrong:
+        raise UserError("\n".join(wrong))
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,14 @@
+#!/bin/bash
+# Articles -> packed shards: sbatch slurm/prep.sh RECIPE [key=value ...]
+# Edit these lines for your cluster; what is given to sbatch itself comes before them.
+#SBATCH --partition=cpu
+#SBATCH --nodes=1
+#SBATCH --cpus-per-task=16 --mem=64G
+#SBATCH --time=8:00:00
+# Not these: one task.
+#SBATCH --ntasks-per-node=1 --requeue --open-mode=append
+#SBATCH --job-name=prep --output=%x-%j.log
+PATH="$PWD/.venv/bin:$PATH"       # edit: module load, conda activate; what finds `python` on nodes
+
+srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+  python -P -m launch.node prep "$@"

@@ -1,0 +1,14 @@
+#!/bin/bash
+# Fine-tune Llama 2 13B: sbatch slurm/train_13b.sh [key=value ...]
+# Edit these lines for your cluster; what is given to sbatch itself comes before them.
+#SBATCH --partition=gpu
+#SBATCH --nodes=1 --gpus-per-node=2
+#SBATCH --cpus-per-task=32 --mem=0    # of each node
+#SBATCH --time=24:00:00
+# Not these: one task a node, which is asked to save ten minutes before the end, and goes on.
+#SBATCH --ntasks-per-node=1 --requeue --open-mode=append --signal=USR2@600
+#SBATCH --job-name=train_13b --output=%x-%j.log
+PATH="$PWD/.venv/bin:$PATH"       # edit: module load, conda activate; what finds `python` on nodes
+
+srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+  bash -c 'trap "" USR2; exec python -P -m launch.node "$@"' - train llama2_13b "$@"
