@@ -42,8 +42,9 @@ class Meeting:
         while not self._over.is_set():
             with suppress(OSError, ValueError, KeyError):
                 connection, _ = self._server.accept()
-                connection.settimeout(SILENCE_SECONDS)
+                connection.settimeout(BEAT_SECONDS)  # a stranger may say nothing at all
                 hello = _receive(connection)
+                connection.settimeout(SILENCE_SECONDS)
                 with self._lock:
                     self._there[int(hello["node_rank"])] = (connection, hello)
 

@@ -70,8 +70,13 @@ def _of_run(stage: Stage, path: str) -> None:
 
 
 def _alone() -> None:
-    """A stage of one process: nobody asks it to save, and nobody has ranks in it."""
+    """A stage of one process, which nobody asks to save."""
     signal.signal(ASK, signal.SIG_IGN)
+    _clean()
+
+
+def _clean() -> None:
+    """Forget what launchers say of ranks: this process too reads models and asks hubs."""
     clean = cleaned(os.environ)
     os.environ.clear()
     os.environ.update(clean)
@@ -82,6 +87,7 @@ def _train(decide: Callable[[Allocation], Orders]) -> None:
     heard: list[int] = []
     signal.signal(ASK, lambda number, frame: heard.append(number))
     here = allocation(os.environ)
+    _clean()
     num_gpus, problems = gpus_of(here)
     hello = {"node_rank": here.node_rank, "num_gpus": num_gpus, "problems": problems}
     if here.node_rank:

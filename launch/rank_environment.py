@@ -23,8 +23,8 @@ _DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Unless the shell or the cluster's file says otherwise."""
-_KEPT = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")
-"""Said in logs, so that they can be matched with SLURM's."""
+_KEPT = ("SLURM_CONF", "SLURM_JOB_ID", "SLURM_RESTART_COUNT")
+"""For SLURM's commands, and for logs that can be matched with SLURM's."""
 
 
 def cleaned(before: Mapping[str, str]) -> dict[str, str]:

@@ -33,9 +33,15 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Check everything, say w
 @click.command()
 @click.argument("recipe", metavar="RECIPE")
 @click.argument("overrides", nargs=-1)
+@click.option("--cluster", "cluster_file", help="A cluster's file: each stage is a SLURM job.")
 @_dry_run
-def main(recipe: str, overrides: tuple[str, ...], dry_run: bool) -> None:
+def main(recipe: str, overrides: tuple[str, ...], cluster_file: str | None, dry_run: bool) -> None:
     """Prepare, train, evaluate, merge and generate; what is done is skipped."""
+    if cluster_file:
+        from launch import plan, submit  # submitit takes a moment that nobody else needs
+
+        submit.start(recipe, overrides, cluster_file, plan.CHAIN, dry_run=dry_run)
+        return
     _start(Recipe.load(recipe, overrides), STAGES, dry_run)
 
 

@@ -23,6 +23,8 @@ COMMANDS = {
         "Decoded rows with the loss mask, lengths and packing.",
     ),
     "train": ("launch.stages:train", "Fine-tune on this machine's GPUs, or its CPU."),
+    "submit": ("launch.submit:main", "Train on a SLURM cluster: all is checked first."),
+    "resume": ("launch.submit:resume", "Submit what of a run is missing, as it was submitted."),
     "evaluate": ("generate.commands:evaluate", "Held-out perplexity of a run, base beside tuned."),
     "merge": (
         "generate.commands:merge",

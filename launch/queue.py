@@ -1,0 +1,195 @@
+"""What SLURM says of jobs now, and the end of jobs: squeue, sacct where it keeps accounts, scancel.
+
+A job that SLURM no longer knows is absent from the answer: without accounting that is every job
+some minutes after its end. Every call is bounded. Knows nothing of runs.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from pressroom.console import UserError, log
+
+SECONDS = 30
+"""How long a command of SLURM may take."""
+_ENDED = {
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL"),
+    *("OUT_OF_MEMORY", "PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"),
+}
+_WIDTHS = {
+    **{"JobID": 20, "State": 24, "RestartCnt": 12, "StartTime": 24, "EndTime": 24},
+    **{"Reason": 100, "NodeList": 400},
+}
+"""squeue's fields, and how wide it is to print them: separators can stand in a reason."""
+_ACCOUNTED = ("JobIDRaw", "State", "NodeList")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobState:
+    """What SLURM says of a job."""
+
+    state: str
+    """PENDING, RUNNING, COMPLETED, TIMEOUT and so on, as SLURM calls it."""
+    reason: str = ""
+    """Why it waits, or why it ended."""
+    nodes: str = ""
+    """Where it runs or ran: `node[1-2]`."""
+    start: int | None = None
+    """When it started, or SLURM expects it to, in seconds since 1970."""
+    end: int | None = None
+    """When it ended, or its time limit ends it, in seconds since 1970."""
+    restarts: int = 0
+    """How often it was queued again; 0 where sacct alone knows it."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it may still do something: a state that nobody here knows counts too."""
+        return self.state not in _ENDED
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is queued, for the first time or again, and on no node."""
+        return self.alive and (self.state == "PENDING" or not self.nodes)
+
+    @property
+    def never_starts(self) -> bool:
+        """Whether a job that it depends on has ended badly."""
+        return self.waits and self.reason == "DependencyNeverSatisfied"
+
+
+def is_here() -> bool:
+    """Whether SLURM can be asked on this machine."""
+    return shutil.which("squeue") is not None
+
+
+def states(ids: Collection[str]) -> dict[str, JobState]:
+    """What SLURM says of jobs; nothing on a machine without it.
+
+    Args:
+        ids: SLURM's ids, without those of array tasks.
+
+    Returns:
+        Id -> state, of those that SLURM still knows.
+
+    Raises:
+        UserError: SLURM is here, and does not answer or refuses.
+    """
+    wanted = sorted(set(ids), key=int)
+    found = _queued(wanted) if wanted else None
+    if found is None:
+        return {}
+    forgotten = [job for job in wanted if job not in found]
+    return found | (_accounted(forgotten) if forgotten else {})
+
+
+def cancel(ids: Sequence[str]) -> None:
+    """Cancel jobs; those that have ended already are no error.
+
+    Raises:
+        UserError: There is no SLURM here, it does not answer, or the jobs are somebody else's.
+    """
+    done = _ask("scancel", *ids)
+    if done is None:
+        raise UserError("scancel: not on this machine; cancel on a node that can submit jobs")
+    over = ("already completing or completed", "Invalid job id")
+    refused = [line for line in done.stderr.splitlines() if not any(o in line for o in over)]
+    if done.returncode and refused:
+        raise UserError("\n".join(refused))
+
+
+def _queued(wanted: Sequence[str]) -> dict[str, JobState] | None:
+    """What squeue knows; None where there is none."""
+    fields = ",".join(f"{name}:{width}" for name, width in _WIDTHS.items())
+    every = ("squeue", "--noheader", "--states=all", f"--Format={fields}")
+    done = _ask(*every, f"--jobs={','.join(wanted)}")
+    if done and done.returncode and "Invalid job id" in done.stderr:
+        done = _ask(*every, f"--user={os.getuid()}")  # it says so of a single one that is over
+    if done is None:
+        return None
+    if done.returncode:
+        raise UserError(f"squeue: {_last_line(done)}")
+    return {job: state for job, state in parse_queue(done.stdout).items() if job in wanted}
+
+
+def parse_queue(text: str) -> dict[str, JobState]:
+    """The table of squeue -> id -> state; a line without an id, as a cluster's name, is none."""
+    found = {}
+    for line in text.splitlines():
+        cells, at = {}, 0
+        for name, width in _WIDTHS.items():
+            cells[name], at = line[at : at + width].strip(), at + width
+        if cells["JobID"].isdigit():
+            found[cells["JobID"]] = JobState(
+                state=cells["State"],
+                reason="" if cells["Reason"] == "None" else cells["Reason"],
+                nodes=cells["NodeList"],
+                start=_number(cells["StartTime"]),
+                end=_number(cells["EndTime"]),
+                restarts=_number(cells["RestartCnt"]) or 0,
+            )
+    return found
+
+
+def _accounted(forgotten: Sequence[str]) -> dict[str, JobState]:
+    """How jobs ended that squeue has forgotten; nothing where SLURM keeps no accounts.
+
+    No state hangs on it: that it fails or is slow is no error.
+    """
+    fields = ",".join(_ACCOUNTED)
+    only = ("--allocations", "--allusers", "--noheader", "--parsable2", f"--format={fields}")
+    try:
+        done = _ask("sacct", *only, f"--jobs={','.join(forgotten)}")
+    except UserError as error:
+        log.warning("%s; jobs that squeue has forgotten count as gone", error)
+        return {}
+    found = parse_accounts(done.stdout) if done and not done.returncode else {}
+    # What accounts call running, and squeue does not know, was lost with a controller.
+    return {job: state for job, state in found.items() if not state.alive}
+
+
+def parse_accounts(text: str) -> dict[str, JobState]:
+    """The lines of sacct -> id -> state."""
+    found = {}
+    for line in text.splitlines():
+        cells = line.split("|")
+        if len(cells) == len(_ACCOUNTED) and cells[0].isdigit() and cells[1]:
+            nodes = "" if cells[2] == "None assigned" else cells[2]
+            found[cells[0]] = JobState(state=cells[1].split()[0], nodes=nodes)  # CANCELLED by 0
+    return found
+
+
+def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
+    """Run a command of SLURM; None where there is none.
+
+    Raises:
+        UserError: It does not answer.
+    """
+    # Filters and formats that a user has set for own calls would change the answer.
+    own = ("SQUEUE_", "SACCT_", "SCANCEL_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    try:
+        return subprocess.run(
+            command,
+            env={**kept, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{command[0]}: no answer within {SECONDS} s; is SLURM up?") from None
+    except OSError:
+        return None
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"ended with exit code {done.returncode}"
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,52 @@
+"""Requests -> jobs, through submitit. The only module that submits.
+
+Knows nothing of what a job does, nor of what became of it.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm.slurm import SlurmExecutor
+
+from launch.node import of_run
+from launch.plan import Request
+from pressroom.console import UserError
+from pressroom.run_dir import RunDir
+
+
+def submit(request: Request, run: RunDir) -> str:
+    """Submit a stage's job; its id.
+
+    The folder holds submitit's pickles, so it is its owner's alone.
+
+    Raises:
+        UserError: SLURM does not take it.
+    """
+    run.submission.mkdir(mode=0o700, exist_ok=True)
+    run.submission.chmod(0o700)
+    executor = SlurmExecutor(folder=run.submission, python=request.python)
+    executor.update_parameters(**request.parameters)
+    with _outside_of_jobs():
+        try:
+            job = executor.submit(of_run, json.dumps([request.stage, str(run.path)]))
+        except (FailedJobError, FailedSubmissionError) as error:
+            reason = str(error).strip() or "sbatch failed without a word"
+            raise UserError(
+                f"SLURM does not take the job of stage {request.stage}: {reason}"
+            ) from None
+    return str(job.job_id)
+
+
+@contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Hide the allocation in which this may run: its job's sizes are not the new job's."""
+    inside = {k: v for k, v in os.environ.items() if k.startswith("SLURM_") and k != "SLURM_CONF"}
+    for name in inside:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(inside)

@@ -1,0 +1,149 @@
+"""Trainings as jobs of a real SLURM, over two nodes: whatever happens to one changes no loss."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import run_ranks
+from slurm_site import ROOT, Site, fine_tune, job_of
+from training import adapter, losses, metrics
+
+from data_prep.prepare import prepare
+from launch.jobs import starts_of
+from pressroom.recipe import Recipe
+from pressroom.run_dir import RunDir
+from slurm import Slurm
+
+TINY = (
+    *("data.articles=[articles.jsonl]", "data.held_out=0.1", "sequence_length=128", "lora.r=4"),
+    *("batch.global_batch_size=4", "batch.micro_batch_size=2"),
+    *("optimizer.num_epochs=null", "optimizer.num_steps=6"),
+)
+ON_CPUS = ("--partition=train", "--gpus-per-node=0", "--cpus-per-task=1")
+
+
+@pytest.fixture
+def site(slurm: Slurm, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.setenv("PRESSROOM_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return Site(slurm, tmp_path, tiny_model)
+
+
+def test_a_script_trains_over_two_nodes(site: Site) -> None:
+    script = ROOT / "slurm" / "train_70b.sh"
+    job = site.sbatch(*ON_CPUS, script, f"model.base={site.model}", *TINY)
+    site.slurm.wait(job, "COMPLETED", seconds=240)
+    (run,) = site.runs()
+    facts = json.loads(run.environment.read_text())
+    assert (facts["world_size"], facts["distributed_type"]) == (2, "FSDP")
+    assert (run.adapter / "adapter_model.safetensors").is_file()
+    assert sorted(losses(run)) == [1, 2, 3, 4, 5, 6]
+    assert [start.nodes for start in starts_of(run)] == [("node1", "node2")]
+    said = (site.home / f"train_70b-{job}.log").read_text()
+    assert "train 6/6 step" in said  # rank 0's words, in the job's own log
+    assert [path.name for path in sorted(run.logs.iterdir())] == [
+        "rank-00000.log",
+        "rank-00001.log",
+    ]
+    assert "node2" in run.rank_log(1).read_text()
+
+    again = site.sbatch(*ON_CPUS, script, f"model.base={site.model}", *TINY)
+    site.slurm.wait(again, "COMPLETED", seconds=60)
+    assert "trained already" in (site.home / f"train_70b-{again}.log").read_text()
+    assert len(site.runs()) == 1
+
+
+def test_gpus_that_are_not_there_are_told_with_their_nodes(site: Site) -> None:
+    script = ROOT / "slurm" / "train_70b.sh"
+    where = ("--partition=train", "--cpus-per-task=1")
+    job = site.sbatch(*where, script, f"model.base={site.model}", *TINY)
+    site.slurm.wait(job, "FAILED", seconds=60)
+    said = (site.home / f"train_70b-{job}.log").read_text()
+    for node in ("node1", "node2"):
+        assert f"{node}: SLURM gives 8 GPUs, and this node has no NVIDIA driver" in said
+    assert "Traceback" not in said
+
+
+STEPS = 240
+
+
+def test_what_happens_to_a_job_changes_no_loss(site: Site) -> None:
+    slurm, home = site.slurm, site.home
+    long = {"optimizer": {"learning_rate": 1e-2, "num_steps": STEPS}}
+    often = {"checkpoint": {"every_steps": 5}, "evaluation": {"every_steps": 60}}
+    site.recipe(**long, **often)
+    prepare(Recipe.load("recipe.yaml"))
+    undisturbed = RunDir(Path(run_ranks("fsdp", fine_tune, str(home), ())[0]))
+
+    clone = site.copy_code()
+    site.recipe(**long, **often, name="waits")
+    prepare(Recipe.load("recipe.yaml"))
+    other = slurm.sbatch("--partition=urgent", "--exclusive", "--nodes=2", "--wrap=sleep 600")
+    slurm.wait(other, "RUNNING")
+    job = job_of(site.pressroom("submit", "recipe.yaml", "--cluster", "cluster.yaml"))
+    (run,) = [run for run in site.runs() if run.path != undisturbed.path]
+    # While it waits, everything that it was made from is changed.
+    assert slurm.state(job) == "PENDING"
+    site.recipe(seed=1, optimizer={"num_steps": 1}, name="waits")
+    site.cluster(nodes=1)
+    (home / "articles.jsonl").write_text("{}\n")
+    for module in ("train/sft.py", "launch/node.py", "pressroom/recipe.py"):
+        (clone / module).write_text("raise SystemExit('this was edited')\n")
+    slurm.run("scancel", other)
+
+    restarts = 0
+
+    def goes_on(at: int) -> int:
+        """Wait for the next start, and that it has trained beyond a step."""
+        nonlocal restarts
+        restarts += 1
+        slurm.hurry(job)
+        assert slurm.restarts(job) == restarts  # queued again once, not twice
+        return site.trained_beyond(run, at, job)
+
+    def saved() -> int:
+        """The step up to which a run that was asked has got."""
+        return int(json.loads(run.preempted.read_text())["step"])
+
+    at = site.trained_beyond(run, 3, job)
+    slurm.preempt(job)
+    assert saved() >= at
+    at = goes_on(saved())
+
+    slurm.restart_controller()
+    at = site.trained_beyond(run, at + 2, job)
+    assert slurm.restarts(job) == restarts
+
+    slurm.run("scontrol", "requeue", job)  # by hand: nobody asks it to save
+    at = goes_on(run.newest_step)
+
+    slurm.preempt(job)
+    at = goes_on(saved())
+
+    slurm.kill_node("node2")
+    slurm.until(lambda: slurm.restarts(job) == restarts + 1, job, "queued again")
+    slurm.start_node("node2")
+    at = goes_on(run.newest_step)
+
+    slurm.run("scontrol", "update", f"jobid={job}", "timelimit=1")
+    slurm.until(lambda: slurm.restarts(job) == restarts + 1, job, "at its time limit", 120)
+    slurm.run("scontrol", "update", f"jobid={job}", "timelimit=60")
+    at = goes_on(saved())
+
+    slurm.preempt(job)
+    at = goes_on(saved())
+    slurm.wait(job, "COMPLETED", seconds=240)
+
+    assert slurm.restarts(job) == restarts == 6
+    assert [start.restart for start in starts_of(run)] == list(range(7))
+    facts = json.loads(run.environment.read_text())
+    assert (facts["world_size"], facts["distributed_type"]) == (2, "FSDP")
+    for column in ("loss", "eval_loss", "learning_rate", "grad_norm"):
+        pair = [[r[column] for r in metrics(r_) if column in r] for r_ in (run, undisturbed)]
+        assert len(pair[0]) >= 4
+        assert pair[0] == pair[1], column
+    assert sorted(losses(run)) == list(range(1, STEPS + 1))
+    ends = [adapter(each) for each in (run, undisturbed)]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
