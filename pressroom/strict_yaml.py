@@ -79,8 +79,9 @@ def load(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     for rule in getattr(cls, "rules", ()):
         needs = inspect.signature(rule).parameters
         if needs.keys() <= values.keys():
-            for key, message in rule(**{n: values[n] for n in needs}):
-                source.problems.append((source.where(tuple(key.split("."))), f"{key}: {message}"))
+            for name, message in rule(**{n: values[n] for n in needs}):
+                key = tuple(name.split("."))
+                source.problems.append((source.where(key), f"{dotted(key)}: {message}"))
     if source.problems:
         ordered = sorted(dict.fromkeys(source.problems), key=lambda p: _line_number(p[0]))
         raise UserError("\n".join(f"{where}: {message}" for where, message in ordered))
@@ -119,6 +120,8 @@ def _explain(
             note = " (quoted: text, not a number)"
         elif isinstance(given, str) and "must be a list" in messages:
             note = f": [{given}]"
+        elif isinstance(given, int | float) and messages == ["must be text"]:
+            note = f': "{json.dumps(given)}"'
         kinds = dict.fromkeys(message.removeprefix("must be ") for message in messages)
         told = f"must be {' or '.join(kinds)}" if len(kinds) > 1 else messages[0]
         shown = json.dumps(given, ensure_ascii=False)

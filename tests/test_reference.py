@@ -1,4 +1,4 @@
-"""`docs/recipe.md` is what the docstrings of the sections say; `make docs` writes it anew."""
+"""`docs/recipe.md` and `docs/cluster.md` are what docstrings say; `make docs` writes them anew."""
 
 import os
 import types
@@ -6,11 +6,27 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import pytest
 from pydantic_core import PydanticUndefined
 
+from pressroom.cluster import Cluster
 from pressroom.recipe import Recipe
 
-PAGE = Path(__file__).parents[1] / "docs" / "recipe.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = {
+    "recipe.md": (
+        Recipe,
+        "# Keys of a recipe\n\nMade by `make docs` from the docstrings of `pressroom/sections.py`, "
+        "`pressroom/train_sections.py` and\n`pressroom/recipe.py`. Any key is overridden on the "
+        "command line: `section.key=value`.",
+    ),
+    "cluster.md": (
+        Cluster,
+        "# Keys of a cluster file\n\nMade by `make docs` from the docstrings of "
+        "`pressroom/cluster.py`. One file describes a cluster for every\nrecipe; "
+        "`slurm/cluster.example.yaml` is one to start from.",
+    ),
+}
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true, false"}
 
 
@@ -20,6 +36,8 @@ def values(annotation: Any) -> str:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) is tuple:
         return f"list of {values(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return f"{values(get_args(annotation)[1])} by name"
     if annotation is types.NoneType:
         return "`null`"
     members = get_args(annotation)
@@ -35,7 +53,7 @@ def values(annotation: Any) -> str:
 def default(field: Any) -> str:
     """A key's default as it would be written."""
     if field.default is PydanticUndefined:
-        return "required"
+        return f"`{field.default_factory()}`" if field.default_factory else "required"
     value = field.default
     if isinstance(value, tuple):
         return f"`[{', '.join(map(str, value))}]`"
@@ -55,17 +73,12 @@ def section_of(annotation: Any) -> Any:
     return next((k for k in (annotation, *get_args(annotation)) if is_dataclass(k)), None)
 
 
-def page() -> str:
-    """The reference of all keys."""
+def page(config: Any, title: str) -> str:
+    """The reference of all keys of a config."""
     head = "| key | values | default | meaning |\n|---|---|---|---|"
-    fields = Recipe.__pydantic_fields__
+    fields = config.__pydantic_fields__
     plain = [row(name, f) for name, f in fields.items() if section_of(f.annotation) is None]
-    parts = [
-        "# Keys of a recipe\n\nMade by `make docs` from the docstrings of `pressroom/sections.py`, "
-        "`pressroom/train_sections.py` and\n`pressroom/recipe.py`. Any key is overridden on the "
-        "command line: `section.key=value`.",
-        "\n".join([head, *plain]),
-    ]
+    parts = [title, "\n".join([head, *plain])]
     for name, field in fields.items():
         kind = section_of(field.annotation)
         if kind is None:
@@ -82,7 +95,9 @@ def page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def test_the_reference_is_what_the_docstrings_say() -> None:
+@pytest.mark.parametrize("name", PAGES)
+def test_a_reference_is_what_the_docstrings_say(name: str) -> None:
+    wanted = page(*PAGES[name])
     if os.environ.get("WRITE_DOCS"):
-        PAGE.write_text(page(), encoding="utf-8")
-    assert PAGE.read_text(encoding="utf-8") == page()
+        (DOCS / name).write_text(wanted, encoding="utf-8")
+    assert (DOCS / name).read_text(encoding="utf-8") == wanted
