@@ -6,6 +6,7 @@ own launcher from the strategy's YAML.
 """
 
 import contextlib
+import faulthandler
 import importlib
 import multiprocessing
 import os
@@ -168,6 +169,7 @@ def launcher_environment(strategy: str, world_size: int) -> dict[str, str]:
 def _rank(
     sender: Connection, environment: dict[str, str], function: Callable[..., Any], arguments: Any
 ) -> None:
+    faulthandler.enable()  # a crash of native code says where it was
     os.environ.update(environment)
     assert "train.sft" in sys.modules, "the server has not imported the stack"
     import cpu_fsdp
