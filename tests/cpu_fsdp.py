@@ -1,18 +1,25 @@
 """For tests alone: have accelerate run FSDP2 on CPU ranks over gloo.
 
-Stock accelerate takes several CPU processes for MULTI_CPU, and trains DDP without a word though
-the configuration says FSDP. `install()` is called in each rank before the trainer is built; it
-reaches into private state, so accelerate's version is pinned. Source: accelerate 1.15, `state.py`.
+`install()` is called in each rank before the trainer is built; it reaches into private state, so
+accelerate's and torch's versions are pinned. Sources: accelerate 1.15, `state.py`; torch 2.13,
+`ProcessGroupGloo.cpp`.
 """
 
 from typing import Any
 
 from accelerate import state
 from accelerate.utils import DistributedType
+from torch.distributed import ProcessGroupGloo
 
 
 def install() -> None:
-    """Patch accelerate's state in this process."""
+    """Patch accelerate's state and torch's gloo in this process."""
+    _take_fsdp_for_fsdp()
+    _give_groups_one_worker()
+
+
+def _take_fsdp_for_fsdp() -> None:
+    """Stock accelerate takes several CPU processes for MULTI_CPU, and trains DDP without a word."""
     original = state.AcceleratorState.__init__
 
     def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -26,3 +33,21 @@ def install() -> None:
             self.fsdp_plugin = plugin
 
     state.AcceleratorState.__init__ = initialise
+
+
+def _give_groups_one_worker() -> None:
+    """Stock gloo has two workers a group, and now and then they corrupt the heap.
+
+    Each writes the name of what it has done into one string, and nothing locks it
+    (`ProcessGroupGloo::runLoop`). A name of more than 15 characters lies on the heap, and is freed
+    twice when they meet: `ALLGATHER_COALESCED` is one, which `DTensor.full_tensor()` asks for.
+    """
+    original = ProcessGroupGloo.__init__
+
+    def initialise(self: Any, store: Any, rank: int, size: int, timeout: Any) -> None:
+        options = ProcessGroupGloo._Options()
+        options._timeout, options._threads = timeout, 1
+        options._devices = [ProcessGroupGloo.create_default_device()]
+        original(self, store, rank, size, options)
+
+    ProcessGroupGloo.__init__ = initialise
