@@ -132,7 +132,9 @@ class SavingTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
             return
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self._save(output_dir, {name: p.full_tensor().cpu() for name, p in trained.items()})
+        # Offloaded, they would travel by gloo, which in torch 2.13 can crash on many such gathers.
+        whole = {n: p.to(self.args.device).full_tensor().cpu() for n, p in trained.items()}
+        self._save(output_dir, whole)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # The adapters alone: no tokenizer, no pickle of the arguments, no empty model card.
