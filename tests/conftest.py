@@ -7,11 +7,14 @@ for a CPU's time goes into the output head.
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from slurm import Slurm
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # more threads only get in each other's way on tiny matrices
@@ -157,3 +160,36 @@ def make_recipe(home: Path, tiny_model: Path) -> Callable[..., Any]:
         return Recipe.load("recipe.yaml")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def slurm() -> "Iterator[Slurm]":
+    """A SLURM cluster of two nodes on which sacct works."""
+    yield from _slurm_cluster(accounting=True)
+
+
+@pytest.fixture(scope="session")
+def slurm_bare() -> "Iterator[Slurm]":
+    """A SLURM cluster of two nodes without accounting."""
+    yield from _slurm_cluster(accounting=False)
+
+
+def _slurm_cluster(*, accounting: bool) -> "Iterator[Slurm]":
+    from slurm import cluster, skip_or_fail, why_not
+
+    skip_or_fail(why_not(accounting=accounting), os.environ)
+    with cluster(accounting=accounting) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _no_job_is_left(request: pytest.FixtureRequest) -> "Iterator[None]":
+    """A test leaves no job behind, no node off and no controller down."""
+    clusters = [
+        request.getfixturevalue(name)
+        for name in ("slurm", "slurm_bare")
+        if name in request.fixturenames
+    ]
+    yield
+    for cluster in clusters:
+        cluster.cancel_all()

@@ -92,47 +92,50 @@ def test_what_happens_to_a_job_changes_no_loss(site: Site) -> None:
         (clone / module).write_text("raise SystemExit('this was edited')\n")
     slurm.run("scancel", other)
 
-    restarts = 0
+    at, restarts = site.trained_beyond(run, 3, job), 0
 
-    def goes_on(at: int) -> int:
-        """Wait for the next start, and that it has trained beyond a step."""
+    def goes_on(*, saved: bool) -> int:
+        """Wait for the next start, and that it has trained beyond where it began; where it is.
+
+        A job that was asked to save loses no step.
+        """
         nonlocal restarts
         restarts += 1
+        before = run.metrics.stat().st_ino
         slurm.hurry(job)
         assert slurm.restarts(job) == restarts  # queued again once, not twice
-        return site.trained_beyond(run, at, job)
+        slurm.until(lambda: len(starts_of(run)) == restarts + 1, job, "started again")
+        began = starts_of(run)[-1].step
+        assert began >= at if saved else began <= at
+        # When it trains, it has written anew the rows of the steps that are not done again.
+        slurm.until(lambda: run.metrics.stat().st_ino != before, job, "training", 120)
+        return site.trained_beyond(run, began + 1, job)
 
-    def saved() -> int:
-        """The step up to which a run that was asked has got."""
-        return int(json.loads(run.preempted.read_text())["step"])
-
-    at = site.trained_beyond(run, 3, job)
     slurm.preempt(job)
-    assert saved() >= at
-    at = goes_on(saved())
+    at = goes_on(saved=True)
 
     slurm.restart_controller()
     at = site.trained_beyond(run, at + 2, job)
     assert slurm.restarts(job) == restarts
 
     slurm.run("scontrol", "requeue", job)  # by hand: nobody asks it to save
-    at = goes_on(run.newest_step)
+    at = goes_on(saved=False)
 
     slurm.preempt(job)
-    at = goes_on(saved())
+    at = goes_on(saved=True)
 
     slurm.kill_node("node2")
     slurm.until(lambda: slurm.restarts(job) == restarts + 1, job, "queued again")
     slurm.start_node("node2")
-    at = goes_on(run.newest_step)
+    at = goes_on(saved=False)
 
     slurm.run("scontrol", "update", f"jobid={job}", "timelimit=1")
     slurm.until(lambda: slurm.restarts(job) == restarts + 1, job, "at its time limit", 120)
     slurm.run("scontrol", "update", f"jobid={job}", "timelimit=60")
-    at = goes_on(saved())
+    at = goes_on(saved=True)
 
     slurm.preempt(job)
-    at = goes_on(saved())
+    at = goes_on(saved=True)
     slurm.wait(job, "COMPLETED", seconds=240)
 
     assert slurm.restarts(job) == restarts == 6
