@@ -61,7 +61,7 @@ def _closed(key: str, names: str, known: dict[str, Partition]) -> Iterator[str]:
         if name not in known:
             yield f"{key}: {_unknown(name, 'partition', known)}"
         elif known[name].state != "up":
-            yield f"{key}: {name} is {known[name].state}: no job starts there until it is up"
+            yield f"{key}: {name}: no job starts there: its state is {known[name].state}"
 
 
 def _unknown(word: str, what: str, known: Collection[str]) -> str:

@@ -43,9 +43,9 @@ def unshared(cluster: Cluster, inputs: dict[str, list[Path]]) -> Iterator[str]:
 
 
 def _is_shared(path: Path, cluster: Cluster) -> bool:
-    """Whether all nodes see a path, whichever links lead there."""
+    """Whether all nodes see a path that has no links in it."""
     seen = [Path(entry).resolve() for entry in cluster.shared]
-    return not seen or any(path.resolve().is_relative_to(folder) for folder in seen)
+    return not seen or any(path.is_relative_to(folder) for folder in seen)
 
 
 def warn_of_python(cluster: Cluster, file: str) -> None:
@@ -62,7 +62,7 @@ def warn_of_python(cluster: Cluster, file: str) -> None:
             log.warning("%s: container: there is no %s here; the nodes need it", file, command)
     elif python and python.startswith("/") and not Path(python).is_file():
         log.warning("%s: python: %s: no such file here; the nodes need it", file, python)
-    elif python is None and cluster.shared and not _is_shared(Path(sys.prefix), cluster):
+    elif python is None and cluster.shared and not _is_shared(Path(sys.prefix).resolve(), cluster):
         log.warning(
             "%s: python: the one that submits is in %s, below none of `shared`: the nodes need "
             "the same there",

@@ -136,7 +136,7 @@ def test_a_cluster_that_fits_has_no_problem(check, answer: Answer, tmp_path, mon
         ),
         (
             "partition=old gpus_per_node=4",
-            "partition: old is down: no job starts there until it is up",
+            "partition: old: no job starts there: its state is down",
         ),
         (
             "cpu_jobs.partition=cpus",
@@ -144,7 +144,7 @@ def test_a_cluster_that_fits_has_no_problem(check, answer: Answer, tmp_path, mon
         ),
         (
             "cpu_jobs.partition=gone",
-            "cpu_jobs.partition: gone is inactive: no job starts there until it is up",
+            "cpu_jobs.partition: gone: no job starts there: its state is inactive",
         ),
         ("time_limit=8-00:00:00", "time_limit: 8-00:00:00 is more than train gives: 7-00:00:00"),
         (
@@ -165,6 +165,10 @@ def test_a_cluster_that_fits_has_no_problem(check, answer: Answer, tmp_path, mon
             "gpu_type: h100: no such kind of GPU in gpu; did you mean a100?",
         ),
         ("nodes=4 gpus_per_node=4", "nodes: 4 is more than train has of such nodes: 2"),
+        (
+            "partition=gpu gpu_type=h100 nodes=4 gpus_per_node=4 constraint=hbm|old",
+            "nodes: 4 is more than gpu has of such nodes: 1",
+        ),
         ("nodes=2 constraint=hbm", "nodes: 2 is more than train has of such nodes: 1"),
         (
             "gpus_per_node=0 partition=cpu nodes=8",
