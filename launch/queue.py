@@ -20,7 +20,7 @@ _ENDED = {
 }
 _WIDTHS = {
     **{"JobID": 20, "State": 24, "RestartCnt": 12, "StartTime": 24, "EndTime": 24},
-    **{"Reason": 100, "NodeList": 400},
+    **{"Reason": 160, "NodeList": 400},
 }
 """squeue's fields, and how wide it is to print them: separators can stand in a reason."""
 _ACCOUNTED = ("JobIDRaw", "State", "NodeList")
@@ -188,7 +188,7 @@ def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
 
 def _last_line(done: subprocess.CompletedProcess[str]) -> str:
     lines = done.stderr.strip().splitlines()
-    return lines[-1] if lines else f"ended with exit code {done.returncode}"
+    return lines[-1].removeprefix("squeue: ") if lines else f"ended with {done.returncode}"
 
 
 def _number(text: str) -> int | None:

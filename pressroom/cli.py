@@ -33,6 +33,9 @@ COMMANDS = {
     "generate": ("generate.commands:generate", "Prompts or titles -> text."),
     "report": ("pressroom.report.command:main", "A run as one page: curves, samples, figures."),
     "run": ("launch.stages:main", "The whole chain, skipping what is done."),
+    "runs": ("launch.watch:runs", "What is queued, running, done or failed."),
+    "logs": ("launch.logs:main", "What a run's ranks and jobs say."),
+    "cancel": ("launch.watch:cancel", "A run's jobs out of SLURM's queue and off its nodes."),
 }
 """Name -> the click command and its line of help. Only what works stands here."""
 

@@ -231,12 +231,16 @@ def lines_until(path: Path, last_step: float = math.inf) -> str:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether anybody holds a file's lock, alone or with others, as `lock` does."""
+    """Whether anybody holds a file's lock, alone or with others, as `lock` does.
+
+    Where it cannot be known, for there is no file or there are no locks, nobody does.
+    """
+    mode = "r+" if os.access(path, os.W_OK) else "r"  # NFS locks alone what is open for writing
     try:
-        with path.open() as file:
+        with path.open(mode) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:
+        return False
     return False

@@ -34,7 +34,7 @@ def find_run(run: str, *, trained: bool = False) -> RunDir:
     Raises:
         UserError: There is no such run, or it has no adapter yet.
     """
-    found = _named(run)
+    found = named(run)
     if trained:
         finished = [candidate for candidate in found if candidate.adapter.is_dir()]
         if not finished:
@@ -43,7 +43,12 @@ def find_run(run: str, *, trained: bool = False) -> RunDir:
     return found[0]
 
 
-def _named(run: str) -> list[RunDir]:
+def named(run: str) -> list[RunDir]:
+    """The run of a folder, NAME/STAMP or STAMP; else all runs of NAME, newest first.
+
+    Raises:
+        UserError: There is none.
+    """
     runs = home() / "runs"
     if run.endswith((".yaml", ".yml")) and Path(run).is_file():
         run = Recipe.load(run).name

@@ -1,13 +1,16 @@
 """Files are complete or invisible."""
 
+import errno
+import fcntl
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pressroom.console import UserError
-from pressroom.files import lock, publish_folder, publish_json, publish_text
+from pressroom.files import is_locked, lock, publish_folder, publish_json, publish_text
 
 
 def test_publish_text_replaces_whole_files(tmp_path: Path) -> None:
@@ -68,3 +71,27 @@ def test_a_lock_is_held_once(tmp_path: Path) -> None:
     with lock(tmp_path / "l", "run"), pytest.raises(UserError, match="run: another process"):
         hold()
     hold()
+
+
+def test_who_holds_a_lock_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "l"
+    assert not is_locked(path)
+    with lock(path, "run"):
+        assert is_locked(path)
+    with lock(path, "run", shared=True):
+        assert is_locked(path)
+    assert not is_locked(path)
+
+    def as_nfs_does(file: Any, kind: int) -> None:
+        if fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & 3 == 0:  # open for reading alone
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        raise BlockingIOError(errno.EAGAIN, "held on another node")
+
+    monkeypatch.setattr(fcntl, "flock", as_nfs_does)
+    assert is_locked(path)
+
+    def nowhere(file: Any, kind: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", nowhere)
+    assert not is_locked(path)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from pressroom.console import human_seconds
-from pressroom.files import is_locked
 from pressroom.report.metrics import Series, finite
-from pressroom.report.sections import built, number, perplexities
+from pressroom.report.sections import number, perplexities
 from pressroom.run_dir import RunDir
+from pressroom.standing import built, last_lines, standing
 
 _MOST_OF_AN_ERROR = 4000
 _LAST_LINES = 15
@@ -45,23 +45,24 @@ def headline(run: RunDir, series: Mapping[str, Series], num_steps: int | None) -
     of = f" of {num_steps:,}" if num_steps else ""
     at = f"step {int(steps[-1]):,}{of}" if len(steps) else "no step yet"
     when = f", as of {_time(run.metrics)}" if len(steps) else ""
-    trained = run.adapter.is_dir()
-    if run.error.is_file():
+    state = standing(run)
+    if state == "failed":
         text = run.error.read_text(encoding="utf-8", errors="replace").strip()
+        trained = run.adapter.is_dir()
         told = "failed, after training had finished" if trained else f"failed at {at}"
-        return Headline("failed", f"{told}, {_time(run.error)}", text[-_MOST_OF_AN_ERROR:])
-    if trained:
+        return Headline(state, f"{told}, {_time(run.error)}", text[-_MOST_OF_AN_ERROR:])
+    if state == "finished":
         after = f": {at}" if len(steps) else ""
-        return Headline("finished", f"finished {_time(run.adapter)}{after}")
-    if is_locked(run.lock):
-        return Headline("running", f"running: {at}{when}")
-    if run.preempted.is_file():
+        return Headline(state, f"finished {_time(run.adapter)}{after}")
+    if state == "running":
+        return Headline(state, f"running: {at}{when}")
+    if state == "preempted":
         words = f"ended at {at}{when}, as it was asked to: the same command goes on from there"
         return Headline("stopped", words)
-    if len(steps) or run.environment.is_file():
+    if state == "stopped":
         words = f"stopped at {at}{when}: killed, or its machine lost; no error is on record"
-        return Headline("stopped", words, _last_words(run))
-    return Headline("begun", "training has not begun", _last_words(run))
+        return Headline(state, words, _last_words(run))
+    return Headline(state, "training has not begun", _last_words(run))
 
 
 def figures(
@@ -110,7 +111,5 @@ def _last_words(run: RunDir) -> str:
     if not logs:
         return ""
     newest = max(logs, key=lambda path: path.stat().st_mtime)
-    with newest.open("rb") as file:
-        file.seek(max(0, newest.stat().st_size - _MOST_OF_AN_ERROR))
-        lines = file.read().decode(errors="replace").splitlines()
+    lines = last_lines(newest, _MOST_OF_AN_ERROR)
     return "\n".join([f"{newest.name}:", *lines[-_LAST_LINES:]])

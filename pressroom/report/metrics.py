@@ -3,22 +3,20 @@
 Takes every name that a row has. Knows nothing of what the names mean.
 """
 
-import json
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pressroom.standing import LARGEST, row
 
 Floats = npt.NDArray[np.float64]
 Series = tuple[Floats, Floats]
 """Steps [N], rising, and the value at each [N], which may be NaN or infinite."""
 
 _MOST_POINTS = 1000
-_LARGEST = 1e100
-"""What is larger no axis can show: it counts as infinite."""
 
 
 def read(path: Path) -> tuple[dict[str, Series], int]:
@@ -31,36 +29,26 @@ def read(path: Path) -> tuple[dict[str, Series], int]:
     damaged = 0
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            row = _row(line)
-            if row is None:
+            found = row(line)
+            if found is None:
                 damaged += bool(line.strip())
                 continue
-            step = row.pop("step")
-            for name, value in row.items():
+            step = found.pop("step")
+            for name, value in found.items():
                 steps[name].append(step)
                 values[name].append(value)
     series = {}
-    for name, found in values.items():
+    for name, numbers in values.items():
         steps_N = np.array(steps[name])
         order = np.argsort(steps_N, kind="stable")
-        series[name] = (steps_N[order], np.array(found)[order])
+        series[name] = (steps_N[order], np.array(numbers)[order])
     return series, damaged
-
-
-def _row(line: str) -> dict[str, float] | None:
-    """A line's numbers by name; None where it is no row of a step."""
-    try:
-        row: dict[str, Any] = json.loads(line)
-        numbers = {k: float(v) for k, v in row.items() if type(v) in (int, float)}
-    except (ValueError, AttributeError, OverflowError, RecursionError):
-        return None
-    return numbers if 0 <= numbers.get("step", -1) < _LARGEST else None
 
 
 def finite(series: Series) -> Series:
     """The points whose value is a number."""
     steps_N, values_N = series
-    chosen = np.abs(values_N) < _LARGEST  # not so for NaN
+    chosen = np.abs(values_N) < LARGEST  # not so for NaN
     return steps_N[chosen], values_N[chosen]
 
 

@@ -12,14 +12,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from pressroom import standing
 from pressroom.console import UserError, harmless, log, redact
 from pressroom.dataset import Manifest
 from pressroom.files import publish_text
 from pressroom.recipe import Recipe
 from pressroom.report import curves, headline, metrics, sections
 from pressroom.report.metrics import Series
-from pressroom.report.sections import Section, built
+from pressroom.report.sections import Section
 from pressroom.run_dir import RunDir
+from pressroom.standing import built
 
 
 def publish(run: RunDir) -> None:
@@ -53,7 +55,8 @@ def render(run: RunDir) -> str:
     recipe = built(run.recipe, run.load_recipe, notes)
     facts = built(run.environment, partial(sections.json_of, run.environment), notes)
     manifest, articles = _dataset(run, notes) if facts else (None, None)
-    num_steps = built(run.recipe, partial(_num_steps, recipe, manifest), [])
+    counted = partial(standing.num_steps, recipe, manifest) if recipe else lambda: None
+    num_steps = built(run.recipe, counted, [])
     series, damaged = built(run.metrics, partial(metrics.read, run.metrics), notes) or ({}, 0)
     if damaged:
         lines = "line is" if damaged == 1 else "lines are"
@@ -92,14 +95,6 @@ def _dataset(run: RunDir, notes: list[str]) -> tuple[Manifest | None, Section | 
     if folder is None or manifest is None:
         return None, None
     return manifest, built(folder, partial(sections.dataset, manifest), notes)
-
-
-def _num_steps(recipe: Recipe | None, manifest: Manifest | None) -> int | None:
-    if recipe is None:
-        return None
-    if recipe.optimizer.num_steps is not None:
-        return recipe.optimizer.num_steps
-    return recipe.num_steps(manifest.rows("train")) if manifest else None
 
 
 def _sections(

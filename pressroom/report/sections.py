@@ -1,16 +1,16 @@
 """What a run's files say, as tables and texts for a page: what is missing is left out.
 
-Each builder reads one file and may trip over what is wrong in it; `built` tells so in place of
-the section. Knows nothing of how a page looks.
+Each builder reads one file and may trip over what is wrong in it: call it through
+`standing.built`, which tells so in place of the section. Knows nothing of how a page looks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pressroom.console import UserError, human_seconds
+from pressroom.console import human_seconds
 from pressroom.dataset import Manifest
 from pressroom.files import read_json, sizes
 from pressroom.report import curves, samples
@@ -18,7 +18,6 @@ from pressroom.report.curves import Picture
 from pressroom.report.samples import Sample
 from pressroom.run_dir import RunDir
 
-T = TypeVar("T")
 _LEFT_OUT = "left out of this page"
 
 
@@ -40,21 +39,6 @@ class Section:
     def is_empty(self) -> bool:
         """Whether nothing stands below the heading."""
         return not (self.rows or self.pictures or self.samples or self.text or self.note)
-
-
-def built(path: Path, build: Callable[[], T], notes: list[str]) -> T | None:
-    """What a file gives; None where there is none, and a note where it cannot be used."""
-    if not path.exists():
-        return None
-    try:
-        return build()
-    except UserError as error:
-        notes.append(str(error))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        notes.append(f"{path.name}: damaged ({type(error).__name__}: {error}); {_LEFT_OUT}")
-    except RecursionError:
-        notes.append(f"{path.name}: damaged (nested too deep); {_LEFT_OUT}")
-    return None
 
 
 def json_of(path: Path) -> dict[str, Any]:
