@@ -126,6 +126,8 @@ def _srun(cpus: int | None) -> list[str]:
 
 def _setup(run: RunDir, home: Path, cluster: Cluster) -> list[str]:
     variables = {"PYTHONSAFEPATH": "1", "PRESSROOM_HOME": str(home)} | cluster.environment
+    if cluster.node_local:
+        variables["PRESSROOM_NODE_LOCAL"] = cluster.node_local  # filled in on each node
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     code = shlex.quote(str(run.code))
     # The code that was submitted comes before any that is installed.

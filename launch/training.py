@@ -16,10 +16,16 @@ from launch.allocation import Allocation
 from launch.command import Node, train_command
 from launch.local import why_ended
 from launch.rank_environment import rank_environment
+from pressroom import quantized_base
+from pressroom.base_model import model_folder
 from pressroom.console import TOLD, UserError, log
 from pressroom.gpus import ask_driver, count_gpus
+from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
+from pressroom.staging import stage
 
+NODE_LOCAL = "PRESSROOM_NODE_LOCAL"
+"""Environment: a folder on each node's own disk, where the quantized base is copied first."""
 RESERVE_SECONDS = 20.0
 """Before the end of a job, in which SLURM can still be asked to queue it again."""
 CALL_SECONDS = 60.0
@@ -66,11 +72,13 @@ def train_here(
         address=here.hosts[0],
         port=here.port,
     )
-    command = train_command(run.load_recipe(), run, dataset, node)
+    recipe = run.load_recipe()
+    command = train_command(recipe, run, dataset, node)
     watch = _Watch(run, here)
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "told"
-        variables = rank_environment(os.environ, here, node, run) | {TOLD: str(told)}
+        staged = _staged(recipe)
+        variables = rank_environment(os.environ, here, node, run, staged) | {TOLD: str(told)}
         if asked():
             return True
         ended = process.run(command, variables, always_ask=(process.ASK,), each_second=watch.look)
@@ -81,6 +89,24 @@ def train_here(
             if number != process.ASK:
                 sys.exit(128 + number)
         raise UserError(f"{here.host}: {why_ended('train', ended.code, told=told.is_file())}")
+
+
+def _staged(recipe: Recipe) -> str:
+    """The folder on this node's own disk that has a copy of the quantized base; empty for none.
+
+    A copy that cannot be made costs time, not the job: the ranks then read the shared base.
+    """
+    folder = os.path.expandvars(os.environ.get(NODE_LOCAL, ""))
+    model = model_folder(recipe.model)
+    place = quantized_base.find(model, recipe.quantization, recipe.memory.precision)
+    if not folder or place is None:
+        return ""
+    try:
+        stage(place, Path(folder))
+    except (UserError, OSError) as error:
+        log.warning("reading the base from the shared disk: %s", error)
+        return ""
+    return folder
 
 
 class _Watch:

@@ -180,13 +180,16 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path, what: str, *, shared: bool = False) -> Iterator[Callable[[], None]]:
+def lock(
+    path: Path, what: str, *, shared: bool = False, waits: bool = False
+) -> Iterator[Callable[[], None]]:
     """Hold a file's lock for as long as the block runs; the system frees it when a holder dies.
 
     Args:
         path: The file; its text says who holds it.
         what: What is locked, for the message.
         shared: Hold it beside others who hold it so.
+        waits: Until others have ended, rather than refuse.
 
     Yields:
         Call it to let others hold it too who ask for a shared lock.
@@ -203,7 +206,10 @@ def lock(path: Path, what: str, *, shared: bool = False) -> Iterator[Callable[[]
             except BlockingIOError:
                 file.seek(0)
                 holder = file.read().strip() or "one that does not say its name"
-                raise UserError(f"{what}: another process is at it: {holder}") from None
+                if not waits:
+                    raise UserError(f"{what}: another process is at it: {holder}") from None
+                log.info("%s: waiting for %s", what, holder)
+                fcntl.flock(file, kind)
             except OSError as error:
                 log.warning("%s: no locks here (%s): see that nobody else is at it", path, error)
 

@@ -1,9 +1,11 @@
 """A base's 4-bit codes, made once: where they lie, and whether they are whole.
 
 `pressroom quantize` makes them, in the format of transformers, and every job reads them in place
-of the model's own weights. Knows nothing of how codes are made or read.
+of the model's own weights, from a node's own disk where a job has copied them there. Knows nothing
+of how codes are made, copied or read.
 """
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from pressroom.train_sections import Precision, Quantization
 
 FORMAT_VERSION = 1
 """Raised whenever the same weights would give other files."""
+STAGED = "PRESSROOM_STAGED"
+"""Environment: a folder on the node's own disk that may hold a copy."""
 MEND = "delete the folder and run `pressroom quantize` again"
 
 
@@ -64,6 +68,24 @@ class Codes:
 def find(folder: Path, quantization: Quantization | None, precision: Precision) -> Path | None:
     """`Codes.find` of a recipe that may leave its base as it is."""
     return Codes(folder, quantization, precision).find() if quantization else None
+
+
+def nearest(folder: Path, quantization: Quantization | None, precision: Precision) -> Path | None:
+    """What `find` finds, or a whole copy of it on this node's own disk: what is to be read."""
+    place = find(folder, quantization, precision)
+    staged = os.environ.get(STAGED)
+    copy = Path(staged) / place.name if place and staged else None
+    return copy if place and copy and is_copy(copy, place) else place
+
+
+def is_copy(copy: Path, place: Path) -> bool:
+    """Whether a folder is a copy of some codes: the same manifest, and shards of its sizes."""
+    try:
+        same = manifest(copy).read_bytes() == manifest(place).read_bytes()
+    except OSError:
+        return False
+    shards = read_manifest(place)["shards"]
+    return same and all(_size(copy / name) == sums["bytes"] for name, sums in shards.items())
 
 
 def read_manifest(place: Path) -> dict[str, Any]:

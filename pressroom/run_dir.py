@@ -16,6 +16,11 @@ from pressroom.files import home, publish_json, publish_text, read_json, sizes
 from pressroom.recipe import Recipe
 
 
+def rank_log(folder: Path, rank: int) -> Path:
+    """One rank's file in a folder of what ranks said."""
+    return folder / f"rank-{rank:05d}.log"
+
+
 @dataclass(frozen=True)
 class RunDir:
     """One training run on disk."""
@@ -145,7 +150,7 @@ class RunDir:
 
     def rank_log(self, rank: int) -> Path:
         """What one rank said, over all starts."""
-        return self.logs / f"rank-{rank:05d}.log"
+        return rank_log(self.logs, rank)
 
     @property
     def tensorboard(self) -> Path:

@@ -36,6 +36,7 @@ CLUSTERS = {
         container: apptainer exec --nv /work/me/pressroom.sif
         python: python3
         environment: {NCCL_SOCKET_IFNAME: ib0, NOTE: "it's $HOME"}
+        node_local: /scratch/$SLURM_JOB_ID
         signal_seconds: 300
     """,
     "cpus": """

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from slurm import Slurm, cluster, skip_or_fail, why_not
 
 # A task that says which signals come, and on USR2 ends well: what a trainer does.

@@ -1,6 +1,7 @@
 """Fine-tune: what runs on every rank, under `accelerate launch -m train.sft RECIPE`.
 
-    read the recipe and agree on the run directory and the dataset
+    read the recipe, see that every rank is fit to train it
+    agree on the run directory and the dataset
     check the dataset against the recipe
     find the newest undamaged checkpoint
     load the NF4 base with adapters, memory-map the rows
@@ -10,40 +11,41 @@
 `pressroom train` and `pressroom run` start it on this machine.
 """
 
+if __name__ == "__main__":
+    from train import rank_log
+
+    rank_log.begin()  # before torch, whose import can fail too
+
 import math
-import os
-import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from pressroom import dataset, quantized_base
 from pressroom.base_model import model_fingerprint, model_folder
 from pressroom.console import UserError, entry, log, redact
-from pressroom.files import lock, publish_json, replace_folder
+from pressroom.files import is_locked, lock, publish_json, publish_text, replace_folder
 from pressroom.geometry import Geometry
-from pressroom.gpus import count_gpus
 from pressroom.planner.choice import Gpus
 from pressroom.planner.setup import Setup
 from pressroom.recipe import Recipe
 from pressroom.report.page import try_publish
 from pressroom.run_dir import RunDir
 from pressroom.tokenizer import ArticleTokenizer
-from train import checkpoint, data, summary, trainer
+from train import checkpoint, data, preflight, summary, trainer
 from train import model as model_builder
 from train.checkpoint import Checkpoint
 from train.divided import Divided
+from train.environment import environment
 from train.meter import Meter
 from train.preempt import Preemption
-
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
+from train.roll_call import RollCall
 
 
 @click.command()
@@ -81,17 +83,19 @@ def fine_tune(recipe: Recipe, run_path: str | None, dataset_path: str | None) ->
 def _fine_tune(
     recipe: Recipe, run_path: str | None, dataset_path: str | None, preemption: Preemption
 ) -> RunDir:
-    if count_gpus() and not torch.cuda.is_available():
-        raise UserError(
-            f"there are {count_gpus()} GPUs, and torch sees none: `pressroom doctor` says why"
-        )
-    ranks = PartialState(cpu=not torch.cuda.is_available())
-    preemption.join(ranks)
-    folder = model_folder(recipe.model)
-    geometry = Geometry.of(folder)
-    recipe.require_fit(geometry)
-    gpus = summary.gpus_of_ranks(ranks)
-    recipe = summary.settle(recipe, geometry, gpus, is_main=ranks.is_main_process)
+    with _refusal_kept(run_path):
+        roll_call = RollCall.of_launcher()
+        roll_call.meet(preflight.blind())
+        with roll_call.connecting():
+            ranks = PartialState(cpu=not torch.cuda.is_available())
+            preemption.join(ranks)
+        folder = model_folder(recipe.model)
+        geometry = Geometry.of(folder)
+        recipe.require_fit(geometry)
+        gpus = summary.gpus_of_ranks(ranks)
+        recipe = summary.settle(recipe, geometry, gpus, is_main=ranks.is_main_process)
+        foretold = summary.predicted(recipe, geometry, gpus)
+        preflight.check(roll_call, ranks, foretold, gpus, run_path)
     spec = dataset.spec_of(recipe, ArticleTokenizer(folder).fingerprint)
     rows_folder = Path(dataset_path) if dataset_path else dataset.find(recipe, spec)
     manifest = dataset.check(rows_folder, spec)
@@ -105,6 +109,19 @@ def _fine_tune(
         if ranks.is_main_process:
             try_publish(run)
     return run
+
+
+@contextmanager
+def _refusal_kept(run_path: str | None) -> Iterator[None]:
+    """Write down why a run did not start, unless another launch trains it."""
+    try:
+        yield
+    except UserError as error:
+        run = RunDir(Path(run_path)) if run_path else None
+        if run and run.path.is_dir() and not is_locked(run.lock):
+            with suppress(OSError):
+                publish_text(run.error, redact(str(error)) + "\n")
+        raise
 
 
 @contextmanager
@@ -210,21 +227,6 @@ def _agree_on_run(recipe: Recipe, run_path: str | None, ranks: PartialState) -> 
     path = [str(RunDir.create(recipe).path) if ranks.is_main_process else None]
     broadcast_object_list(path)
     return RunDir(Path(str(path[0])))
-
-
-def environment(accelerator: Accelerator) -> dict[str, object]:
-    """What a run's figures depend on besides its recipe."""
-    device = (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}"
-    )
-    return {
-        "device": device,
-        "world_size": accelerator.num_processes,
-        "distributed_type": accelerator.distributed_type.value,
-        "cpu_count": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("pressroom", *LIBRARIES)},
-    }
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def load_base(
         UserError: The folder's files, or the codes', are damaged.
     """
     transformers_logging.disable_progress_bar()
-    codes = quantized_base.find(folder, quantization, precision)
+    codes = quantized_base.nearest(folder, quantization, precision)
     # Codes that were made already say themselves how: a None beside them would be believed.
     how = {"quantization_config": bnb_config(quantization)} if quantization and not codes else {}
     with readable(codes or folder, quantized_base.MEND if codes else REFETCH):

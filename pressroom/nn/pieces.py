@@ -155,7 +155,7 @@ class Weights:
     def __init__(
         self, folder: Path, quantization: Quantization | None, precision: Precision
     ) -> None:
-        codes = quantized_base.find(folder, quantization, precision)
+        codes = quantized_base.nearest(folder, quantization, precision)
         self._files = Files(codes or folder, quantized_base.MEND if codes else REFETCH)
         self._has_codes = codes is not None
         self._quantization, self._dtype = quantization, getattr(torch, DTYPES[precision])
