@@ -20,7 +20,8 @@ from launch.keys import Keys, to_do
 from launch.plan import Request, request
 from pressroom.cluster import Cluster
 from pressroom.console import UserError, log
-from pressroom.files import home, is_locked, lines_until, lock, publish_text
+from pressroom.files import home, lines_until, publish_text
+from pressroom.locks import is_locked, lock
 from pressroom.planner.plan import LEAD_MARGIN_SECONDS, Plan
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir

@@ -16,7 +16,7 @@ from launch import queue
 from launch.run_facts import all_jobs
 from launch.watch import look
 from pressroom.console import UserError, entry, harmless, log, say
-from pressroom.files import is_locked
+from pressroom.locks import is_locked
 from pressroom.run_dir import RunDir
 from pressroom.runs import find_run
 from pressroom.standing import standing

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 from launch.keys import Keys
 from pressroom.console import UserError, human_seconds, log, redact
-from pressroom.files import is_locked, publish_text
+from pressroom.files import publish_text
+from pressroom.locks import is_locked
 from pressroom.run_dir import RunDir
 
 

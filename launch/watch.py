@@ -20,7 +20,8 @@ from launch.queue import JobState
 from launch.run_facts import all_jobs, facts_of
 from launch.run_state import RunState, run_state
 from pressroom.console import UserError, entry, harmless, human_seconds, log, redact, say
-from pressroom.files import home, is_locked
+from pressroom.files import home
+from pressroom.locks import is_locked
 from pressroom.run_dir import RunDir
 from pressroom.runs import find_run, named, runs_of
 

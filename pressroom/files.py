@@ -4,18 +4,17 @@ Knows nothing of what is in the files.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pressroom.console import UserError, log
+from pressroom.console import UserError
 
 
 def home() -> Path:
@@ -179,48 +178,6 @@ def replace_folder(new: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def lock(
-    path: Path, what: str, *, shared: bool = False, waits: bool = False
-) -> Iterator[Callable[[], None]]:
-    """Hold a file's lock for as long as the block runs; the system frees it when a holder dies.
-
-    Args:
-        path: The file; its text says who holds it.
-        what: What is locked, for the message.
-        shared: Hold it beside others who hold it so.
-        waits: Until others have ended, rather than refuse.
-
-    Yields:
-        Call it to let others hold it too who ask for a shared lock.
-
-    Raises:
-        UserError: Another process holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-
-        def take(kind: int) -> None:
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "one that does not say its name"
-                if not waits:
-                    raise UserError(f"{what}: another process is at it: {holder}") from None
-                log.info("%s: waiting for %s", what, holder)
-                fcntl.flock(file, kind)
-            except OSError as error:
-                log.warning("%s: no locks here (%s): see that nobody else is at it", path, error)
-
-        take(fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        if not shared:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-        yield lambda: take(fcntl.LOCK_SH)
-
-
 def lines_until(path: Path, last_step: float = math.inf) -> str:
     """The lines of a JSONL file whose `step` is one up to `last_step`; none where it is not there.
 
@@ -234,19 +191,3 @@ def lines_until(path: Path, last_step: float = math.inf) -> str:
             if json.loads(line)["step"] <= last_step:
                 kept.append(line)
     return "".join(kept)
-
-
-def is_locked(path: Path) -> bool:
-    """Whether anybody holds a file's lock, alone or with others, as `lock` does.
-
-    Where it cannot be known, for there is no file or there are no locks, nobody does.
-    """
-    mode = "r+" if os.access(path, os.W_OK) else "r"  # NFS locks alone what is open for writing
-    try:
-        with path.open(mode) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False

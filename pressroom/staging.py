@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 from pressroom.console import Progress, UserError, log
-from pressroom.files import lock, publish_folder
+from pressroom.files import publish_folder
+from pressroom.locks import lock
 from pressroom.quantized_base import MEND, is_copy, read_manifest
 
 CHUNK = 16 * 2**20

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pressroom.console import UserError
 from pressroom.dataset import Manifest
-from pressroom.files import is_locked
+from pressroom.locks import is_locked
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 

@@ -162,15 +162,27 @@ def make_recipe(home: Path, tiny_model: Path) -> Callable[..., Any]:
     return make
 
 
+@pytest.fixture
+def slurm(_slurm: "Slurm") -> "Iterator[Slurm]":
+    """A SLURM cluster of two nodes on which sacct works; the test's jobs end with it."""
+    yield _slurm
+    _slurm.cancel_all()
+
+
+@pytest.fixture
+def slurm_bare(_slurm_bare: "Slurm") -> "Iterator[Slurm]":
+    """The same without accounting."""
+    yield _slurm_bare
+    _slurm_bare.cancel_all()
+
+
 @pytest.fixture(scope="session")
-def slurm() -> "Iterator[Slurm]":
-    """A SLURM cluster of two nodes on which sacct works."""
+def _slurm() -> "Iterator[Slurm]":
     yield from _slurm_cluster(accounting=True)
 
 
 @pytest.fixture(scope="session")
-def slurm_bare() -> "Iterator[Slurm]":
-    """A SLURM cluster of two nodes without accounting."""
+def _slurm_bare() -> "Iterator[Slurm]":
     yield from _slurm_cluster(accounting=False)
 
 
@@ -180,16 +192,3 @@ def _slurm_cluster(*, accounting: bool) -> "Iterator[Slurm]":
     skip_or_fail(why_not(accounting=accounting), os.environ)
     with cluster(accounting=accounting) as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def _no_job_is_left(request: pytest.FixtureRequest) -> "Iterator[None]":
-    """A test leaves no job behind, no node off and no controller down."""
-    clusters = [
-        request.getfixturevalue(name)
-        for name in ("slurm", "slurm_bare")
-        if name in request.fixturenames
-    ]
-    yield
-    for cluster in clusters:
-        cluster.cancel_all()

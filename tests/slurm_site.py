@@ -76,8 +76,7 @@ class Site:
         """Of the shell in which one types."""
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         shim = Path(__file__).parent / "cpu_cluster"
-        code = [str(self.code)] if self.code != ROOT else []
-        return self.slurm.env | {"PATH": path, "PYTHONPATH": ":".join([*code, str(shim)])}
+        return self.slurm.env | {"PATH": path, "PYTHONPATH": f"{self.code}:{shim}"}
 
     def pressroom(self, *arguments: str, code: int = 0, seconds: float = 120) -> str:
         """What `pressroom ...` prints, errors included."""

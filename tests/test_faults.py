@@ -21,7 +21,7 @@ from training import adapter, losses, metrics
 
 from data_prep.prepare import prepare
 from pressroom.console import UserError
-from pressroom.files import lock
+from pressroom.locks import lock
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from train import checkpoint

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pressroom.console import UserError
-from pressroom.files import is_locked, lock, publish_folder, publish_json, publish_text
+from pressroom.files import publish_folder, publish_json, publish_text
+from pressroom.locks import is_locked, lock
 
 
 def test_publish_text_replaces_whole_files(tmp_path: Path) -> None:

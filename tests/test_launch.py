@@ -19,8 +19,8 @@ from data_prep.prepare import prepare
 from launch import local, stages
 from launch.command import Node, train_command
 from pressroom.console import UserError
-from pressroom.files import lock
 from pressroom.gpus import count_gpus
+from pressroom.locks import lock
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.runs import runs_of

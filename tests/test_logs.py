@@ -17,7 +17,7 @@ from launch import logs
 from launch.jobs import Job, Start, record_job, record_start
 from pressroom.cli import main
 from pressroom.console import UserError
-from pressroom.files import lock
+from pressroom.locks import lock
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 

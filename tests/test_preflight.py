@@ -14,7 +14,7 @@ from torch import distributed
 
 from data_prep.prepare import prepare
 from pressroom.console import UserError
-from pressroom.files import lock
+from pressroom.locks import lock
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from train import preflight, roll_call

@@ -16,7 +16,8 @@ from conftest import recipe_text, write_jsonl
 
 from pressroom.cli import main
 from pressroom.console import UserError
-from pressroom.files import lock, publish_json
+from pressroom.files import publish_json
+from pressroom.locks import lock
 from pressroom.recipe import Recipe
 from pressroom.report import metrics, packing_figure
 from pressroom.report.headline import headline

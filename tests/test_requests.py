@@ -11,7 +11,7 @@ from pressroom.cluster import Cluster
 from pressroom.run_dir import RunDir
 
 GOLDEN = Path(__file__).parent / "golden"
-RUN = RunDir(Path("/work/me/runs/news-70b/2026-11-22T10-00-00"))
+RUN = RunDir(Path("/shared/me/runs/news-70b/2026-11-22T10-00-00"))
 CLUSTERS = {
     "small": """
         partition: gpu
@@ -33,7 +33,7 @@ CLUSTERS = {
         time_limit: "2-00:00:00"
         cpu_jobs: {partition: cpu, cpus: 32, memory_gib: 128, time_limit: "4:00:00"}
         setup: [module load cuda/12.8]
-        container: apptainer exec --nv /work/me/pressroom.sif
+        container: apptainer exec --nv /shared/me/pressroom.sif
         python: python3
         environment: {NCCL_SOCKET_IFNAME: ib0, NOTE: "it's $HOME"}
         node_local: /scratch/$SLURM_JOB_ID
@@ -59,7 +59,7 @@ def cluster(name: str, folder: Path) -> Cluster:
 def texts(there: Cluster) -> str:
     """All sbatch texts of a cluster, with what differs from machine to machine taken out."""
     signal = there.signal_seconds or 120
-    found = [request(stage, RUN, Path("/work/me"), there, signal).text for stage in CHAIN]
+    found = [request(stage, RUN, Path("/shared/me"), there, signal).text for stage in CHAIN]
     return "\n".join(found).replace(sys.executable, "PYTHON")
 
 
@@ -72,6 +72,6 @@ def test_sbatch_texts_are_those_of_the_files(name: str, tmp_path: Path) -> None:
 
 
 def test_a_stage_waits_for_others(tmp_path: Path) -> None:
-    asked = request("merge", RUN, Path("/work/me"), cluster("small", tmp_path), 120)
+    asked = request("merge", RUN, Path("/shared/me"), cluster("small", tmp_path), 120)
     assert "dependency" not in asked.after(()).text
     assert "#SBATCH --dependency=afterok:7:8\n" in asked.after(("7", "8")).text

@@ -14,7 +14,7 @@ from transformers import modeling_utils
 from generate import held_out
 from pressroom.console import UserError
 from pressroom.dataset import IGNORE
-from pressroom.files import lock
+from pressroom.locks import lock
 from pressroom.nn.loss import token_nll
 from pressroom.nn.nf4 import load_base
 from pressroom.recipe import AUTO_KEYS, Recipe

@@ -20,7 +20,8 @@ from launch.run_state import RunState, run_state
 from launch.watch import look, table
 from pressroom.cli import main
 from pressroom.console import UserError
-from pressroom.files import lock, publish_json
+from pressroom.files import publish_json
+from pressroom.locks import lock
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 

@@ -20,8 +20,9 @@ from transformers import AutoConfig
 
 from pressroom.base_model import is_hub_id, local_folder, model_folder
 from pressroom.console import Progress, UserError, entry, log, say
-from pressroom.files import lock, publish_file, publish_json, replace_folder, require_home
+from pressroom.files import publish_file, publish_json, replace_folder, require_home
 from pressroom.geometry import Geometry
+from pressroom.locks import lock
 from pressroom.nn.pieces import REFETCH, Files, bnb_config, empty_model, quantize
 from pressroom.planner.weights import weights
 from pressroom.quantized_base import MEND, Codes, manifest, read_manifest, summed, verify

@@ -30,8 +30,9 @@ from accelerate.utils import broadcast_object_list
 from pressroom import dataset, quantized_base
 from pressroom.base_model import model_fingerprint, model_folder
 from pressroom.console import UserError, entry, log, redact
-from pressroom.files import is_locked, lock, publish_json, publish_text, replace_folder
+from pressroom.files import publish_json, publish_text, replace_folder
 from pressroom.geometry import Geometry
+from pressroom.locks import is_locked, lock
 from pressroom.planner.choice import Gpus
 from pressroom.planner.setup import Setup
 from pressroom.recipe import Recipe
