@@ -24,6 +24,7 @@ from pressroom.files import publish_json
 from pressroom.locks import lock
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
+from pressroom.standing import last_lines
 
 CHAIN = {"prep": (), "train": ("1",), "evaluate": ("2",), "merge": ("2",)}
 """Stage -> the jobs it waits for; ids are 1, 2, 3, 4."""
@@ -348,6 +349,15 @@ def test_of_a_long_run_the_end_is_read(run: RunDir) -> None:
     assert 50 < len(facts.rows) < 500
     steps = [int(row["step"]) for row in facts.rows]
     assert steps == list(range(steps[0], 20_001))
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "lines"),
+    [(0, []), (2, ["c"]), (3, ["c"]), (5, ["bb", "c"]), (99, ["a", "bb", "c"])],
+)
+def test_only_whole_lines_are_last(tmp_path: Path, num_bytes: int, lines: list[str]) -> None:
+    (tmp_path / "log").write_text("a\nbb\nc\n")
+    assert last_lines(tmp_path / "log", num_bytes) == lines
 
 
 def test_no_runs_yet_and_a_name_that_is_none(home: Path, caplog: pytest.LogCaptureFixture) -> None:
