@@ -73,21 +73,34 @@ def run_to_end(what: str, command: Sequence[str], marker: Path | None = None) ->
         if received:
             sys.exit(128 + received[0])
         if ended.code:
-            raise UserError(why_ended(what, ended.code, told=told.is_file()))
+            raise failure(what, ended.code, told)
 
 
-def why_ended(what: str, code: int, *, told: bool) -> str:
-    """Why a command failed, for a person.
+class Failure(UserError):
+    """A command of ours failed."""
+
+    def __init__(self, message: str, said: str) -> None:
+        super().__init__(message)
+        self.said = said
+        """In its own words, or ours where it had none."""
+
+
+def failure(what: str, code: int, told: Path) -> Failure:
+    """Why a command failed, for a person who has seen what it said, and for one who has not.
 
     Args:
         what: What it did.
         code: Its exit code.
-        told: Whether it has said so itself (`console.TOLD`).
+        told: Where it has written what was wrong (`console.TOLD`), if it has.
     """
-    if told:
-        return f"{what} ended with exit code {code}; its message stands above"
-    return (
+    if told.is_file():
+        words = told.read_text(encoding="utf-8").strip()
+        if words.startswith("Traceback"):
+            words = words.splitlines()[-1]
+        return Failure(f"{what} ended with exit code {code}; its message stands above", words)
+    killed = (
         f"{what} was killed or crashed without a word of its own (exit code {code}), most "
         "likely for want of memory: batch.micro_batch_size and sequence_length are what "
         "takes it; `dmesg` or the job's log names what was killed"
     )
+    return Failure(killed, killed)

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
@@ -26,10 +27,9 @@ from launch.meet import Message, follow, meeting
 from launch.orders import Orders
 from launch.process import ASK
 from launch.rank_environment import cleaned
-from launch.recorded import recorded
+from launch.recorded import keep_error, recorded
 from launch.training import gpus_of, queue_again, train_here
-from pressroom.console import UserError, entry, log, redact
-from pressroom.files import publish_text
+from pressroom.console import UserError, entry, log
 from pressroom.run_dir import RunDir
 
 
@@ -95,19 +95,22 @@ def _train(decide: Callable[[Allocation], Orders]) -> None:
         if not ordered.get("done"):
             _follower(ordered, here, num_gpus)
         return
-    with meeting(here.port + 1, here.hosts) as nodes:
-        _require_alike(here, [hello, *nodes.everybody()])
+    with ExitStack() as meets:
+        nodes = meets.enter_context(meeting(here.port + 1, here.hosts))
         found = decide(here)
         if to_do(found.run, found.keys, "train") is None:
-            log.info("%s: trained already", found.run.path)
+            nodes.everybody()
             nodes.agree({"done": True})
+            log.info("%s: trained already", found.run.path)
             return
-        orders.begin(found.run, here)
-        nodes.agree(found.to_json())
-    found.run.preempted.unlink(missing_ok=True)
-    with recorded(found.run, found.keys, "train"):
-        if train_here(found.run, found.keys.dataset, here, num_gpus, lambda: bool(heard)):
-            queue_again(here.job)
+        with recorded(found.run, found.keys, "train"):
+            with meets.pop_all():
+                _require_alike(here, [hello, *nodes.everybody()])
+                orders.begin(found, here)
+                nodes.agree(found.to_json())
+            found.run.preempted.unlink(missing_ok=True)
+            if train_here(found.run, found.keys.dataset, here, num_gpus, lambda: bool(heard)):
+                queue_again(here.job)
 
 
 def _follower(ordered: Message, here: Allocation, num_gpus: int) -> None:
@@ -116,8 +119,7 @@ def _follower(ordered: Message, here: Allocation, num_gpus: int) -> None:
         # Asked before it has begun, it begins: the first node alone ends a job.
         train_here(run, Path(ordered["dataset"]), here, num_gpus, lambda: False)
     except UserError as error:
-        if not run.error.is_file():  # else a rank has said it better
-            publish_text(run.error, redact(str(error)) + "\n")
+        keep_error(run, "train", error)
         raise
 
 

@@ -34,16 +34,9 @@ class Orders:
 
 
 def submitted(path: str) -> Orders:
-    """The orders that were left in a run at submission.
-
-    Raises:
-        UserError: Its dataset is not there.
-    """
+    """The orders that were left in a run at submission."""
     run = RunDir(Path(path))
-    keys = Keys.read(run)
-    if to_do(run, keys, "prep"):
-        raise UserError(f"{keys.dataset}: the dataset that was submitted is gone")
-    return Orders(run=run, keys=keys)
+    return Orders(run=run, keys=Keys.read(run))
 
 
 def by_name(recipe_name: str, overrides: Sequence[str], nodes: int) -> Orders:
@@ -66,18 +59,21 @@ def by_name(recipe_name: str, overrides: Sequence[str], nodes: int) -> Orders:
     return Orders(run=run, keys=keys)
 
 
-def begin(run: RunDir, here: Allocation) -> None:
+def begin(orders: Orders, here: Allocation) -> None:
     """Remember that a job starts, unless it has started often without getting anywhere.
 
     Raises:
-        UserError: It has; or the training is finished.
+        UserError: It has; or the dataset is not there.
     """
+    run = orders.run
+    if to_do(run, orders.keys, "prep"):
+        raise UserError(f"{orders.keys.dataset}: the dataset that was submitted is gone")
     most = Cluster.load(run.cluster).fruitless_starts if run.cluster.is_file() else FRUITLESS_STARTS
     times = fruitless(starts_of(run), here.job, run.newest_step)
     if times >= most:
         raise UserError(
-            f"started {times} times without a checkpoint newer than step {run.newest_step}, so it "
-            "is not queued again: see the ranks' logs; checkpoint.every_steps, or the time between "
+            f"{times} start{'s' * (times > 1)} without a checkpoint newer than step {run.newest_step}, so it is not "
+            "queued again: see the ranks' logs; checkpoint.every_steps, or the time between "
             "the signal and the end, may be too long for this queue"
         )
     start = Start(

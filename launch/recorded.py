@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from launch.keys import Keys
+from launch.local import Failure
 from pressroom.console import UserError, human_seconds, log, redact
 from pressroom.files import publish_text
 from pressroom.locks import is_locked
@@ -31,11 +32,18 @@ def recorded(run: RunDir, keys: Keys, stage: str) -> Iterator[None]:
             run.record_stage(stage, getattr(keys, stage), seconds)
         log.info("%s: %s", stage, human_seconds(seconds))
     except UserError as error:
-        if not (run.error.is_file() or is_locked(run.lock)):
-            publish_text(run.error, redact(f"{stage}: {error}") + "\n")
+        if not is_locked(run.lock):
+            keep_error(run, stage, error)
         raise
     finally:
         # It draws pictures, whose libraries nobody else here needs.
         from pressroom.report.page import try_publish
 
         try_publish(run)
+
+
+def keep_error(run: RunDir, what: str, error: UserError) -> None:
+    """Write down why a run failed, unless somebody has said it better already."""
+    if not run.error.is_file():
+        said = error.said if isinstance(error, Failure) else str(error)
+        publish_text(run.error, redact(f"{what}: {said}") + "\n")

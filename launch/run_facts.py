@@ -21,7 +21,7 @@ def facts_of(run: RunDir) -> Facts:
     stands = standing(run)
     finished = built(run.stages_file, partial(_finished, run), notes) or {}
     jobs = built(run.path, partial(all_jobs, run), notes) or []
-    unfinished = built(run.path, partial(_unfinished, run, jobs, finished, stands), notes) or []
+    unfinished = built(run.path, partial(_unfinished, run, jobs, finished), notes) or []
     rows = built(run.metrics, partial(last_rows, run.metrics), notes) or []
     error = built(run.error, partial(_first_line, run), notes) or ""
     starts = built(run.starts, partial(starts_of, run), notes) or []
@@ -72,13 +72,13 @@ def _finished(run: RunDir) -> dict[str, float]:
     return {n: datetime.fromisoformat(when).timestamp() for n, when in recorded.items() if when}
 
 
-def _unfinished(run: RunDir, jobs: list[Job], finished: dict[str, float], stands: str) -> list[Job]:
+def _unfinished(run: RunDir, jobs: list[Job], finished: dict[str, float]) -> list[Job]:
     """The newest job of each stage whose output is not there."""
     newest = {job.stage: job for job in jobs}
 
     def is_done(job: Job) -> bool:
-        if job.stage in LEAVE_NOTHING:
-            return stands != "begun"
+        if job.stage in LEAVE_NOTHING:  # what trains has found it
+            return run.metrics.is_file() or run.adapter.is_dir()
         if job.stage == "train":
             return run.adapter.is_dir()
         return finished.get(job.stage, 0.0) >= _seconds(job)

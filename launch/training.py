@@ -14,7 +14,7 @@ from pathlib import Path
 from launch import process
 from launch.allocation import Allocation
 from launch.command import Node, train_command
-from launch.local import why_ended
+from launch.local import failure
 from launch.rank_environment import rank_environment
 from pressroom import quantized_base
 from pressroom.base_model import model_folder
@@ -88,7 +88,7 @@ def train_here(
         for number in ended.received:
             if number != process.ASK:
                 sys.exit(128 + number)
-        raise UserError(f"{here.host}: {why_ended('train', ended.code, told=told.is_file())}")
+        raise failure(f"train on {here.host}", ended.code, told)
 
 
 def _staged(recipe: Recipe) -> str:

@@ -12,6 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,8 +35,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 
 
 TOLD = "PRESSROOM_TOLD"
-"""Environment: a file that a command makes when it has said what is wrong, so that the command
-which started it can tell a message from a process that was killed."""
+"""Environment: a file into which a command writes what was wrong, so that the command which started
+it can tell a message from a process that was killed."""
 
 
 class UserError(Exception):
@@ -126,10 +127,12 @@ def _end(message: str, code: int) -> NoReturn:
 
 def last_words(message: str) -> None:
     """Say why this process ends, to its reader and to the command that started it."""
-    sys.stderr.write(harmless(redact(message)).rstrip() + "\n")
+    shown = harmless(redact(message)).rstrip()
+    sys.stderr.write(shown + "\n")
     sys.stderr.flush()
     if told := os.environ.get(TOLD):
-        Path(told).touch()
+        with suppress(FileExistsError), Path(told).open("x", encoding="utf-8") as file:
+            file.write(shown.removeprefix("error: ") + "\n")  # of several ranks, the first
 
 
 PICTURES = (".png", ".svg", ".pdf")
