@@ -17,7 +17,7 @@ test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu
 
 docs: $(VENV)/.installed
-	WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_reference.py tests/test_errors.py tests/test_planner_published.py
+	WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_reference.py tests/test_errors.py tests/test_planner_published.py tests/test_requests.py
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

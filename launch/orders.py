@@ -72,9 +72,10 @@ def begin(orders: Orders, here: Allocation) -> None:
     times = fruitless(starts_of(run), here.job, run.newest_step)
     if times >= most:
         raise UserError(
-            f"{times} start{'s' * (times > 1)} without a checkpoint newer than step {run.newest_step}, so it is not "
-            "queued again: see the ranks' logs; checkpoint.every_steps, or the time between "
-            "the signal and the end, may be too long for this queue"
+            f"{times} start{'s' * (times > 1)} without a checkpoint newer than step "
+            f"{run.newest_step}, so it is not queued again: see the ranks' logs; "
+            "checkpoint.every_steps, or the time between the signal and the end, may be too long "
+            "for this queue"
         )
     start = Start(
         job=here.job,

@@ -23,7 +23,7 @@ _DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Unless the shell or the cluster's file says otherwise."""
-_KEPT = ("SLURM_CONF", "SLURM_JOB_ID", "SLURM_RESTART_COUNT")
+_KEPT = ("SLURM_CONF", "SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURMD_NODENAME")
 """For SLURM's commands, and for logs that can be matched with SLURM's."""
 
 

@@ -43,7 +43,11 @@ def submit(request: Request, run: RunDir) -> str:
 @contextmanager
 def _outside_of_jobs() -> Iterator[None]:
     """Hide the allocation in which this may run: its job's sizes are not the new job's."""
-    inside = {k: v for k, v in os.environ.items() if k.startswith("SLURM_") and k != "SLURM_CONF"}
+    if "SLURM_JOB_ID" not in os.environ:  # what is set elsewhere, its user has set
+        yield
+        return
+    ours = ("SLURM_", "SBATCH_", "SRUN_")
+    inside = {k: v for k, v in os.environ.items() if k.startswith(ours) and k != "SLURM_CONF"}
     for name in inside:
         del os.environ[name]
     try:

@@ -102,7 +102,9 @@ def entry(command: Callable[..., object], name: str | None = None) -> NoReturn:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         message = error.format_message()
-        if isinstance(error, click.NoSuchOption) and not error.possibilities:
+        is_key = isinstance(error, click.NoSuchOption) and {"_", "."} & set(error.option_name)
+        if is_key or (isinstance(error, click.NoSuchOption) and not error.possibilities):
+            message = message.partition(" Did you mean")[0]
             message += " A recipe's keys are given without dashes: section.key=value"
         _end((context.get_usage() + "\n" if context else "") + f"error: {message}", 2)
     except (KeyboardInterrupt, click.Abort):

@@ -9,6 +9,8 @@
 #SBATCH --ntasks-per-node=1 --requeue --open-mode=append --signal=USR2@600
 #SBATCH --job-name=train_70b --output=%x-%j.log
 PATH="$PWD/.venv/bin:$PATH"       # edit: module load, conda activate; what finds `python` on nodes
+# What an allocation around this one may have left, which srun would take for its own.
+unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_NTASKS_PER_GPU SLURM_CPUS_PER_GPU SLURM_GPUS_PER_TASK SLURM_GPUS
 
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
   bash -c 'trap "" USR2; exec python -P -m launch.node "$@"' - train llama2_70b "$@"

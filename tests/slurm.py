@@ -198,12 +198,12 @@ class Slurm:
     # What happens to jobs and nodes.
 
     def hurry(self, job: str, *, seconds: float = 60) -> None:
-        """Spare a requeued job SLURM's wait of six seconds; return when it runs again.
+        """Spare a requeued job SLURM's wait of six seconds; return when it has started again.
 
         To be called when it was requeued: a job that runs is taken to run again.
         """
 
-        def runs() -> bool:
+        def started() -> bool:
             fields = self.fields(job)
             start = fields["StartTime"]
             # While the job is COMPLETING the start is set anew each second. And a start of "now"
@@ -216,10 +216,9 @@ class Slurm:
                 and datetime.fromisoformat(start) - datetime.now() > soon
             ):
                 self.run("scontrol", "update", f"jobid={job}", "starttime=now+2")
-            assert fields["JobState"] not in OVER, self._story(job, "is over")
-            return fields["JobState"] == "RUNNING"
+            return fields["JobState"] in ("RUNNING", *OVER)
 
-        self.until(runs, job, "running again", seconds)
+        self.until(started, job, "running again", seconds)
 
     def preempt(self, job: str, *, nodes: int = 2, seconds: float = 90) -> None:
         """Let a more urgent job take all of some nodes for a moment.

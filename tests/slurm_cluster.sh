@@ -9,7 +9,6 @@
 #   slurm_cluster.sh FOLDER start-node NODE
 #   slurm_cluster.sh FOLDER stop-controller | start-controller    its state is kept
 #   slurm_cluster.sh FOLDER exec NODE COMMAND [ARGUMENT..]        as if logged in on NODE
-#   slurm_cluster.sh FOLDER logs [LINES]
 #
 # `up` prints `export SLURM_CONF=..`; every client that has it in its environment talks to this
 # cluster. FOLDER must be new or empty, and its name short (unix sockets have 108 bytes). As many
@@ -66,9 +65,9 @@ stop() { # NAME..: kill, and wait until they are gone
   done
 }
 
-wait_for() { # SECONDS NAME COMMAND..: until COMMAND succeeds; not longer than the process NAME lives
-  local end=$((SECONDS + $1)) name=$2
-  shift 2
+wait_for() { # NAME COMMAND..: until COMMAND succeeds; a minute, and not longer than NAME lives
+  local end=$((SECONDS + 60)) name=$1
+  shift
   until "$@" &>/dev/null; do
     alive "$name" && [ $SECONDS -lt $end ] || { echo "$name does not come up" >&2; return 1; }
     sleep 0.05
@@ -79,44 +78,37 @@ wait_for() { # SECONDS NAME COMMAND..: until COMMAND succeeds; not longer than t
 # lives as long as the cluster; when all is killed without a word, the kernel lets go of it.
 
 take_ports() { # sets PORT: slurmctld, + 1 slurmdbd, + 2.. the nodes
+  local port
   for PORT in $(seq 26000 20 31980); do
     exec 8>"/tmp/slurm-ports-$PORT.lock"
     # Its former owner may have removed the file between our opening and our locking it.
-    flock --nonblock 8 && [ "/tmp/slurm-ports-$PORT.lock" -ef /dev/fd/8 ] && ports_free && return
+    flock --nonblock 8 && [ "/tmp/slurm-ports-$PORT.lock" -ef /dev/fd/8 ] || continue
+    for port in $(seq "$PORT" $((PORT + 19))); do ! listening "$port" || continue 2; done
+    return
   done
   die "no free ports"
-}
-
-ports_free() {
-  local port
-  for port in $(seq "$PORT" $((PORT + 19))); do ! listening "$port" || return 1; done
 }
 
 listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 # ---- What the daemons read
 
-write_hosts() {
-  echo "127.0.0.1 localhost ctl $NAMES $(uname -n)" >"$ETC/hosts"
-  echo "::1 localhost" >>"$ETC/hosts"
-}
-
 write_slurm_conf() {
-  local bind=NoCtldInAddrAny accounting=AccountingStorageType=accounting_storage/none port=$PORT name
+  local bind=NoCtldInAddrAny accounting_lines= port=$PORT name
   # Daemons bind to what their host name resolves to, in a namespace 127.0.0.1. So does an srun
   # outside, which must hear answers to 127.0.0.1: only if this machine's name is loopback too.
   [[ $(getent ahostsv4 "$(uname -n)") != 127.* ]] || bind=$bind,NoInAddrAny
-  [ "$accounting_wanted" = no ] || accounting="AccountingStorageType=accounting_storage/slurmdbd
+  [ "$accounting" = no ] || accounting_lines="AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort=$((PORT + 1))
 AccountingStoragePass=$RUN/munge.socket
-AccountingStorageTRES=gres/gpu"
+AccountingStorageTRES=gres/gpu
+JobAcctGatherType=jobacct_gather/linux"
   cat >"$SLURM_CONF" <<END
 ClusterName=test
 SlurmctldHost=ctl(127.0.0.1)
 SlurmctldPort=$PORT
 SlurmUser=root
-SlurmdUser=root
 # A requeued job may not start again for cred_expire + 1 seconds (by default 121).
 AuthInfo=socket=$RUN/munge.socket,cred_expire=5
 CommunicationParameters=$bind
@@ -126,30 +118,20 @@ SlurmctldPidFile=$RUN/slurmctld.pid
 SlurmdPidFile=$RUN/slurmd.%n.pid
 SlurmctldLogFile=$LOG/slurmctld.log
 SlurmdLogFile=$LOG/slurmd.%n.log
-MailProg=/bin/true
-$accounting
+$accounting_lines
 # Without cgroups, processes are found by their parents.
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/linux
-MpiDefault=none
-PropagateResourceLimits=NONE
 # Everything is scheduled at once. A job that is over stays known for an hour.
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1,bf_continue,bf_resolution=1
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=1000
-PriorityType=priority/basic
 MinJobAge=3600
 # The signal a job asked for is sent on preemption too; without this only at the time limit.
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
-JobRequeue=1
 KillWait=3
-CompleteWait=0
-UnkillableStepTimeout=30
-MessageTimeout=10
 SlurmctldTimeout=10
 SlurmdTimeout=6
 ReturnToService=2
@@ -198,7 +180,7 @@ start_munged() {
   (umask 077 && head -c 128 /dev/urandom >"$ETC/munge.key")
   spawn munged ctl munged --foreground --key-file="$ETC/munge.key" --socket="$RUN/munge.socket" \
     --pid-file="$RUN/munged.pid" --seed-file="$ETC/munge.seed" --log-file="$LOG/munged.log"
-  wait_for 10 munged test -S "$RUN/munge.socket"
+  wait_for munged test -S "$RUN/munge.socket"
 }
 
 start_accounting() { # no passwords and no network: who may open the folder may talk to it
@@ -211,21 +193,23 @@ start_accounting() { # no passwords and no network: who may open the folder may 
     --skip-networking --skip-grant-tables --skip-log-bin --performance-schema=0 \
     --innodb-buffer-pool-size=64M --innodb-flush-log-at-trx-commit=0 \
     --innodb-lock-wait-timeout=900 --log-error="$LOG/mariadb.log"
-  wait_for 30 mariadb mariadb --no-defaults --socket="$DB/socket" -e "select 1" || return 1
+  wait_for mariadb mariadb --no-defaults --socket="$DB/socket" -e "select 1" || return 1
   spawn slurmdbd ctl env MYSQL_UNIX_PORT="$DB/socket" slurmdbd -D
-  wait_for 30 slurmdbd listening $((PORT + 1))
+  wait_for slurmdbd listening $((PORT + 1))
 }
 
 start_controller() {
   alive slurmctld || spawn slurmctld ctl slurmctld -D
-  wait_for 30 slurmctld controller_answers
+  wait_for slurmctld controller_answers
 }
 
 controller_answers() { scontrol ping | grep -q "is UP"; }
 
 stop_controller() {
   scontrol shutdown slurmctld # an orderly end, which saves its state
-  timeout 15 tail --sleep-interval=0.05 --pid="$(cut -d ' ' -f 1 "$RUN/slurmctld.id")" -f /dev/null || stop slurmctld
+  local end=$((SECONDS + 15))
+  while alive slurmctld && [ $SECONDS -lt $end ]; do sleep 0.05; done
+  stop slurmctld
 }
 
 start_node() { alive "$1" || spawn "$1" "$1" slurmd -D -N "$1"; }
@@ -240,41 +224,46 @@ all_idle() { [ "$(sinfo --noheader --Node --format '%N %T' | sort -u | grep -c '
 # ---- Commands
 
 up() { # KEY=VALUE..
-  local nodes=2 accounting=yes gpus=8 cpus=64 grace=30 setting NAMES accounting_wanted name
+  local nodes=2 accounting=yes gpus=8 cpus=64 grace=30 setting name NAMES
   for setting; do
     [[ $setting =~ ^(nodes|gpus|cpus|grace)=[0-9]+$|^accounting=(yes|no)$ ]] || die "not a setting: $setting"
     declare "$setting"
   done
-  accounting_wanted=$accounting NAMES="$(seq -s ' ' -f 'node%g' "$nodes") cpu1 cpu2"
-  [ -z "$(ls -A "$FOLDER" 2>/dev/null)" ] || die "$FOLDER is in use"
+  NAMES="$(seq -s ' ' -f 'node%g' "$nodes") cpu1 cpu2"
   mkdir -p "$RUN" "$LOG" "$ETC" "$FOLDER/dev" "$FOLDER/state"
   chmod 755 "$FOLDER" # munged wants its socket's folders open
   for name in $NAMES; do mkdir -p "$FOLDER/spool/$name"; done
   take_ports
-  write_hosts && write_slurm_conf && write_gres_conf && write_slurmdbd_conf
+  echo "127.0.0.1 localhost ctl $NAMES $(uname -n)" >"$ETC/hosts"
+  write_slurm_conf && write_gres_conf && write_slurmdbd_conf
   echo "$PORT" >"$RUN/port"
   start_munged || return 1
   exec 8>&- # from here on, munged alone holds the ports
   { [ "$accounting" = no ] || start_accounting; } && start_controller || return 1
   for name in $NAMES; do start_node "$name"; done
-  wait_for 30 slurmctld all_idle $((nodes + 2)) || return 1
+  wait_for slurmctld all_idle $((nodes + 2)) || return 1
   echo "export SLURM_CONF=$SLURM_CONF"
 }
 
+claim() { # only what is marked is ever removed
+  [ -z "$(ls -A "$FOLDER" 2>/dev/null)" ] || die "$FOLDER is in use"
+  mkdir -p "$FOLDER" && touch "$FOLDER/.slurm_cluster"
+}
+
 down() {
-  [ -d "$RUN" ] || return 0 # nothing of ours
+  [ -e "$FOLDER/.slurm_cluster" ] || die "no cluster in $FOLDER"
   rm -f "/tmp/slurm-ports-$(cat "$RUN/port").lock"
   stop $(basename -s .id -a "$RUN"/*.id)
   rm -rf --one-file-system "$FOLDER"
 }
 
 case $COMMAND in
-  up) up "$@" || { tail -n 8 "$LOG"/* >&2; down; exit 1; } ;;
-  hold)
+  up | hold)
+    claim
     trap '' INT # the terminal's: who holds us decides
     trap down EXIT
     up "$@" || { tail -n 8 "$LOG"/* >&2; exit 1; }
-    cat >/dev/null
+    if [ "$COMMAND" = up ]; then trap - EXIT; else cat >/dev/null; fi
     ;;
   exec)
     alive "$1" || die "$1 is not running"
@@ -282,7 +271,6 @@ case $COMMAND in
     read -r first _ <"/proc/$pid/task/$pid/children"
     exec nsenter --target "$first" --mount --uts --pid --wdns="$PWD" -- "${@:2}"
     ;;
-  logs) tail -n "${1:-40}" "$LOG"/* ;;
   kill-node | start-node)
     [ -d "$FOLDER/spool/${1:?a node}" ] || die "no node $1"
     "${COMMAND/-/_}" "$1"

@@ -103,6 +103,19 @@ def _other_adapter(home: Path) -> None:
 
 DRY = "pressroom run my.yaml --dry-run"
 RUN = "pressroom run my.yaml"
+SUBMIT = "pressroom submit my.yaml --cluster"
+WRONG_CLUSTER = """\
+partition: gpu
+gpus: h100
+gpu: h1000
+gpus_per_node: 8
+cpus_per_node: 4
+time_limit: 2 days
+shared: [work]
+environment: {HF_TOKEN: hf_x}
+"""
+
+
 CATALOGUE: dict[str, list[Mistake]] = {
     "The recipe": [
         Mistake("A misspelt key", DRY, _edit("my.yaml", "held_out", "heldout")),
@@ -232,6 +245,19 @@ CATALOGUE: dict[str, list[Mistake]] = {
         Mistake("Two machines at once", "pressroom plan 7b --gpus h100 --cluster c.yaml"),
         Mistake("Not a picture", "pressroom plan 7b --gpus h100 --curve scale.gif"),
         Mistake("No such cluster file", "pressroom plan 7b --cluster c.yaml"),
+    ],
+    "A cluster": [
+        Mistake("No cluster file", f"{SUBMIT} c.yaml"),
+        Mistake("No cluster at all", "pressroom submit my.yaml"),
+        Mistake(
+            "A cluster file with mistakes", f"{SUBMIT} c.yaml", _write("c.yaml", WRONG_CLUSTER)
+        ),
+        Mistake(
+            "A recipe and a cluster file with mistakes",
+            f"{SUBMIT} c.yaml optimizer.lr=1",
+            _write("c.yaml", "partition: gpu\ngpu: h100\nnodes: 0\n"),
+        ),
+        Mistake("A run that was not submitted", "pressroom resume news"),
     ],
     "Runs": [
         Mistake("No such run", "pressroom merge nwes"),

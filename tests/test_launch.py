@@ -18,6 +18,8 @@ from training import adapter, losses, metrics, train
 from data_prep.prepare import prepare
 from launch import local, stages
 from launch.command import Node, train_command
+from launch.keys import stage_keys
+from launch.recorded import recorded
 from pressroom.console import UserError
 from pressroom.gpus import count_gpus
 from pressroom.locks import lock
@@ -423,12 +425,22 @@ def test_a_home_that_cannot_be_written_to_is_said_before_any_work(
 
 
 def test_being_refused_is_no_failure_of_a_run_that_others_train(make_recipe) -> None:
-    run = RunDir.create(make_recipe())
+    recipe = make_recipe()
+    run, keys = RunDir.create(recipe), stage_keys(recipe)
     with lock(run.lock, "the run", shared=True):
-        with pytest.raises(UserError), stages._told(run, "train"):
+        with pytest.raises(UserError), recorded(run, keys, "train"):
             raise UserError("another process trains here")
         assert not run.error.exists()
         assert "running" in run.report.read_text()
-    with pytest.raises(UserError), stages._told(run, "train"):
+    with pytest.raises(UserError), recorded(run, keys, "train"):
         raise UserError("out of memory")
     assert "train: out of memory" in run.error.read_text()
+
+
+def test_an_error_is_kept_in_the_words_of_the_stage(make_recipe, home: Path) -> None:
+    make_recipe()
+    (home / "articles.jsonl").write_text("no article\n")
+    output = pressroom("run", "recipe.yaml", code=2)
+    assert "its message stands above" in output
+    (run,) = runs_of("tiny")
+    assert run.error.read_text().startswith("prep: articles.jsonl: not one good article")
