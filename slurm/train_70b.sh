@@ -3,7 +3,7 @@
 # Edit these lines for your cluster; what is given to sbatch itself comes before them.
 #SBATCH --partition=gpu
 #SBATCH --nodes=2 --gpus-per-node=8
-#SBATCH --cpus-per-task=96 --mem=0    # of each node
+#SBATCH --cpus-per-task=64 --mem=0    # of each node
 #SBATCH --time=2-00:00:00
 # Not these: one task a node, which is asked to save ten minutes before the end, and goes on.
 #SBATCH --ntasks-per-node=1 --requeue --open-mode=append --signal=USR2@600

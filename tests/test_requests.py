@@ -1,13 +1,20 @@
 """What sbatch gets, held against files that are read in review: `make docs` writes them anew."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from launch.plan import CHAIN, request
+from pressroom.base_model import geometry_of
 from pressroom.cluster import Cluster
+from pressroom.planner.choice import option
+from pressroom.planner.fits import resolve
+from pressroom.planner.here import gpus_of
+from pressroom.planner.table import table
+from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -66,6 +73,31 @@ def texts(there: Cluster) -> str:
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_sbatch_texts_are_those_of_the_files(name: str, tmp_path: Path) -> None:
     path, found = GOLDEN / f"sbatch_{name}.txt", texts(cluster(name, tmp_path))
+    if os.environ.get("WRITE_DOCS"):
+        path.write_text(found)
+    assert found == path.read_text()
+
+
+def asked_for(script: str) -> tuple[int, int]:
+    """Nodes, and GPUs of each, that a script asks for."""
+    text = (Path(__file__).parents[1] / "slurm" / f"{script}.sh").read_text()
+    nodes, gpus = (
+        re.search(rf"^#SBATCH.*--{option}=(\d+)", text, re.MULTILINE)
+        for option in ("nodes", "gpus-per-node")
+    )
+    assert nodes
+    assert gpus
+    return int(nodes[1]), int(gpus[1])
+
+
+@pytest.mark.parametrize("recipe", ["llama2_7b", "llama2_13b", "llama2_70b"])
+def test_plans_are_those_of_the_files(recipe: str, tmp_path: Path) -> None:
+    loaded, gpus = Recipe.load(recipe), gpus_of(cluster("whole", tmp_path))
+    nodes, gpus_per_node = asked_for(recipe.replace("llama2", "train"))
+    gpus = gpus.but(nodes=nodes, gpus_per_node=gpus_per_node)
+    settled, _ = resolve(loaded, geometry_of(loaded.model), gpus)
+    path = GOLDEN / f"plan_{recipe}.txt"
+    found = table(recipe, option(settled, geometry_of(loaded.model), gpus).plan) + "\n"
     if os.environ.get("WRITE_DOCS"):
         path.write_text(found)
     assert found == path.read_text()

@@ -30,10 +30,12 @@ def site(slurm: Slurm, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.Mon
     return Site(slurm, tmp_path, tiny_model)
 
 
-def test_a_script_trains_over_two_nodes(site: Site) -> None:
-    script = ROOT / "slurm" / "train_70b.sh"
-    job = site.sbatch(*ON_CPUS, script, f"model.base={site.model}", *TINY)
-    site.slurm.wait(job, "COMPLETED", seconds=240)
+def test_scripts_prepare_train_over_two_nodes_and_merge(site: Site) -> None:
+    slurm, script = site.slurm, ROOT / "slurm" / "train_70b.sh"
+    tiny = (f"model.base={site.model}", *TINY)
+    prep = site.sbatch(*ON_CPUS, "--mem=2G", ROOT / "slurm" / "prep.sh", "llama2_70b", *tiny)
+    job = site.sbatch(*ON_CPUS, f"--dependency=afterok:{prep}", script, *tiny)
+    slurm.wait(job, "COMPLETED", seconds=240)
     (run,) = site.runs()
     facts = json.loads(run.environment.read_text())
     assert (facts["world_size"], facts["distributed_type"]) == (2, "FSDP")
@@ -42,14 +44,18 @@ def test_a_script_trains_over_two_nodes(site: Site) -> None:
     assert [start.nodes for start in starts_of(run)] == [("node1", "node2")]
     said = (site.home / f"train_70b-{job}.log").read_text()
     assert "train 6/6 step" in said  # rank 0's words, in the job's own log
+    assert "preparing while the nodes wait" not in said
     assert [path.name for path in sorted(run.logs.iterdir())] == [
         "rank-00000.log",
         "rank-00001.log",
     ]
     assert "node2" in run.rank_log(1).read_text()
 
-    again = site.sbatch(*ON_CPUS, script, f"model.base={site.model}", *TINY)
-    site.slurm.wait(again, "COMPLETED", seconds=60)
+    merge = site.sbatch(*ON_CPUS, "--mem=2G", ROOT / "slurm" / "merge.sh", "news-70b")
+    again = site.sbatch(*ON_CPUS, script, *tiny)
+    slurm.wait(merge, "COMPLETED", seconds=90)
+    assert list(run.merged.glob("*.safetensors"))
+    slurm.wait(again, "COMPLETED", seconds=60)
     assert "trained already" in (site.home / f"train_70b-{again}.log").read_text()
     assert len(site.runs()) == 1
 
@@ -63,6 +69,16 @@ def test_gpus_that_are_not_there_are_told_with_their_nodes(site: Site) -> None:
     for node in ("node1", "node2"):
         assert f"{node}: SLURM gives 8 GPUs, and this node has no NVIDIA driver" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "slurm").glob("*.sh")), ids=lambda p: p.name)
+def test_slurm_takes_every_script(site: Site, script: Path) -> None:
+    site.type("sbatch", "--test-only", "--partition=train", str(script))
+    lines = script.read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+    assert not [line for line in lines[first:] if line.startswith("#SBATCH")]  # nobody reads them
+    assert lines[0] == "#!/bin/bash"
+    assert script.stat().st_mode & 0o100
 
 
 STEPS = 240
