@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from submitit.slurm.slurm import SlurmParseException, _parse_node_list
 
+from launch.command import Node
 from pressroom.console import UserError
 
 FIRST_PORT, PORTS = 10_000, 10_000
@@ -77,3 +78,20 @@ def port_of(job: int, step: int = 0) -> int:
     (10082, 10084, 12102)
     """
     return FIRST_PORT + 2 * ((job + 1009 * step) % PORTS)
+
+
+def node_of(here: Allocation, num_gpus: int) -> Node:
+    """This task's node among those that train.
+
+    Args:
+        here: The job.
+        num_gpus: Of this node, and of each other.
+    """
+    return Node(
+        rank=here.node_rank,
+        count=len(here.hosts),
+        num_gpus=num_gpus,
+        num_cpus=here.num_cpus,
+        address=here.hosts[0],
+        port=here.port,
+    )

@@ -7,6 +7,7 @@ for, nor of what it does.
 
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +16,11 @@ from pydantic import TypeAdapter
 
 from launch import queue, slurm, snapshot
 from launch.command import Stage
-from launch.jobs import Job, jobs_of, now, record_job
+from launch.jobs import Job, now, record_job
 from launch.keys import Keys, to_do
 from launch.plan import Request, request
+from launch.queue import JobState
+from launch.run_facts import all_jobs
 from pressroom.cluster import Cluster
 from pressroom.console import UserError, log
 from pressroom.files import home, lines_until, publish_text
@@ -26,6 +29,8 @@ from pressroom.planner.plan import LEAD_MARGIN_SECONDS, Plan
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 
+ENDING_SECONDS = 60
+"""For jobs that were cancelled to be gone."""
 LAST_ROWS = 100
 """Of the metrics, which tell how long steps take."""
 LEAST_LEAD_SECONDS = 120
@@ -52,8 +57,8 @@ def requests(launch: Launch, stages: Sequence[Stage]) -> dict[Stage, Request | s
         UserError: Somebody trains the run on this machine.
     """
     run = launch.run
-    jobs = jobs_of(run)
-    known = queue.states([job.job for job in jobs])
+    jobs = all_jobs(run)
+    known = _at_rest([job.job for job in jobs])
     alive = {j.stage: j.job for j in jobs if j.job in known and known[j.job].alive}
     if not alive and is_locked(run.lock):
         raise UserError(f"{run.path}: another process trains it here: let it end first")
@@ -65,6 +70,23 @@ def requests(launch: Launch, stages: Sequence[Stage]) -> dict[Stage, Request | s
             lead = lead_seconds(launch)
             found[stage] = request(stage, run, home().absolute(), launch.cluster, lead)
     return found
+
+
+def _at_rest(ids: Sequence[str]) -> dict[str, JobState]:
+    """What SLURM says of jobs when none of them is about to end, or to be queued again.
+
+    Raises:
+        UserError: One takes long to end.
+    """
+    deadline = time.monotonic() + ENDING_SECONDS
+    while True:
+        known = queue.states(ids)
+        ending = [job for job, now in known.items() if now.state == "COMPLETING"]
+        if not ending:
+            return known
+        if time.monotonic() > deadline:
+            raise UserError(f"job {', '.join(ending)} is still ending: try again in a moment")
+        time.sleep(1)
 
 
 def lead_seconds(launch: Launch) -> int:
@@ -88,7 +110,7 @@ def submit(
         launch: The run, which is begun if it is new.
         stages: In order.
         keep_code: Run the code that the run has; else the code as it is now.
-        tell: Called for each stage with its job's id.
+        tell: Called for each stage with its job, in words.
 
     Returns:
         The jobs of this call.
@@ -103,7 +125,13 @@ def submit(
     run.submission.mkdir(mode=0o700, exist_ok=True)
     with lock(run.submission / ".lock", f"{run.path}: submitting"):
         found = requests(launch, stages)
-        if not any(isinstance(each, str) for each in found.values()):
+        alive = [each for each in found.values() if isinstance(each, str)]
+        if alive and run.load_recipe() != launch.recipe:
+            raise UserError(
+                f"{run.path}: job {', '.join(alive)} does the stages of another recipe there: "
+                "`pressroom cancel` them, or wait for their end"
+            )
+        if not alive:
             if not keep_code:
                 snapshot.take(run)
             run.write_recipe(launch.recipe)
@@ -131,6 +159,6 @@ def _submit(
                 raise
             record_job(run, Job(job=job, stage=stage, after=after, submitted=now()))
             new.append(job)
-        tell(stage, job)
+        tell(stage, f"job {job}" + (", queued already" if isinstance(each, str) else ""))
         after = (job,)
     return new

@@ -117,6 +117,8 @@ def _follow(run: RunDir, rank: int | None, stage: str | None, lines: int) -> Non
     """Show what comes until the run is over; from a job's own output on to the rank's log."""
     reader: Reader | None = None
     is_over, ask_at = False, 0.0
+    if find_log(run, rank, stage) is None:
+        log.info("%s: %s", run.path, _why_none(run, stage))
     while not is_over:
         if time.monotonic() >= ask_at:
             is_over, ask_at = _is_over(run, stage), time.monotonic() + ASK_SECONDS
@@ -134,7 +136,8 @@ def _follow(run: RunDir, rank: int | None, stage: str | None, lines: int) -> Non
     if reader is None:
         log.info("%s: %s", run.path, _why_none(run, stage))
         return
-    log.info("%s: %s", run.path, _stands(run))
+    follow = "; --stage STAGE -f follows its own log" if _stands(run).startswith("running") else ""
+    log.info("%s: %s%s", run.path, _stands(run), follow)
 
 
 def _is_over(run: RunDir, stage: str | None) -> bool:

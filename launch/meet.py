@@ -29,9 +29,8 @@ Message = dict[str, Any]
 class Meeting:
     """The first node's side."""
 
-    def __init__(self, server: socket.socket, hosts: Sequence[str]) -> None:
-        self._server = server
-        self._hosts = hosts
+    def __init__(self, server: socket.socket, hosts: Sequence[str], job: str) -> None:
+        self._server, self._hosts, self._job = server, hosts, job
         self._there: dict[int, tuple[socket.socket, Message]] = {}
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -40,13 +39,17 @@ class Meeting:
 
     def _welcome(self) -> None:
         while not self._over.is_set():
-            with suppress(OSError, ValueError, KeyError):
+            with suppress(OSError, ValueError):
                 connection, _ = self._server.accept()
                 connection.settimeout(BEAT_SECONDS)  # a stranger may say nothing at all
                 hello = _receive(connection)
+                rank: Any = hello.get("node_rank")
+                if hello.get("job") != self._job or rank not in range(1, len(self._hosts)):
+                    connection.close()
+                    continue
                 connection.settimeout(SILENCE_SECONDS)
                 with self._lock:
-                    self._there[int(hello["node_rank"])] = (connection, hello)
+                    self._there[rank] = (connection, hello)
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_SECONDS):
@@ -102,12 +105,13 @@ class Meeting:
 
 
 @contextmanager
-def meeting(port: int, hosts: Sequence[str]) -> Iterator[Meeting]:
+def meeting(port: int, hosts: Sequence[str], job: str) -> Iterator[Meeting]:
     """Meet the other nodes; to leave the block by an error tells them to stop.
 
     Args:
         port: Where to listen.
         hosts: All nodes, this one first.
+        job: Theirs; another's nodes are sent away.
 
     Raises:
         UserError: The port is taken.
@@ -118,7 +122,7 @@ def meeting(port: int, hosts: Sequence[str]) -> Iterator[Meeting]:
         raise UserError(f"{hosts[0]}: port {port} is taken by another program: {error}") from None
     server.settimeout(1.0)
     with server:
-        found = Meeting(server, hosts)
+        found = Meeting(server, hosts, job)
         try:
             yield found
         finally:
@@ -133,7 +137,7 @@ def follow(
     Args:
         address: The first node.
         port: Where it listens.
-        hello: What this node says of itself, its `node_rank` among it.
+        hello: What this node says of itself, its `job` and `node_rank` among it.
         check: Orders -> what is wrong with them on this node.
 
     Returns:
@@ -176,7 +180,7 @@ def _receive(connection: socket.socket) -> Message:
 
     Raises:
         OSError: The other side has gone, or is silent.
-        ValueError: It is no JSON.
+        ValueError: It is no message.
     """
     while True:
         line = b""
@@ -185,6 +189,8 @@ def _receive(connection: socket.socket) -> Message:
             if not byte:
                 raise ConnectionError("the connection was closed")
             line += byte
-        message: Message = json.loads(line)
+        message = json.loads(line)
+        if not isinstance(message, dict):
+            raise ValueError("not a message")
         if message:
             return message

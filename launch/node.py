@@ -10,9 +10,12 @@ does. Knows nothing of training.
 
 import json
 import os
+import shutil
 import signal
-from collections.abc import Callable
-from contextlib import ExitStack
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -28,9 +31,28 @@ from launch.orders import Orders
 from launch.process import ASK
 from launch.rank_environment import cleaned
 from launch.recorded import keep_error, recorded
-from launch.training import gpus_of, queue_again, train_here
+from launch.training import NODE_LOCAL, gpus_of, job_runs, queue_again, train_here
 from pressroom.console import UserError, entry, log
 from pressroom.run_dir import RunDir
+
+
+@contextmanager
+def left_to_slurm() -> Iterator[None]:
+    """Who is told to end by TERM ends its work, and waits for SLURM to end the job.
+
+    It may be preempted: a job that ends by itself before its grace is over counts as failed, is
+    never queued again, and what waits for it is cancelled.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    job = os.environ.get("SLURM_JOB_ID", "")
+    try:
+        yield
+    except SystemExit as end:
+        if end.code == 128 + signal.SIGTERM:
+            log.info("told to end: SLURM ends this job now, or queues it again")
+            while job_runs(job):
+                time.sleep(2)
+        raise
 
 
 @click.command()
@@ -39,11 +61,12 @@ from pressroom.run_dir import RunDir
 @click.argument("overrides", nargs=-1)
 def main(stage: Stage, what: str, overrides: tuple[str, ...]) -> None:
     """Do a stage in this job; of a RECIPE prep, quantize and train, of a RUN the others."""
-    if stage == "train":
-        _train(lambda here: orders.by_name(what, overrides, nodes=len(here.hosts)))
-        return
-    _alone()
-    run_to_end(stage, stage_command(stage, [what, *overrides]))
+    with left_to_slurm():
+        if stage == "train":
+            _train(lambda here, gpus: orders.by_name(what, overrides, here, gpus))
+            return
+        _alone()
+        run_to_end(stage, stage_command(stage, [what, *overrides]))
 
 
 def of_run(argument: str) -> None:
@@ -52,16 +75,16 @@ def of_run(argument: str) -> None:
     Args:
         argument: JSON of the stage and the run's folder. One string, for it is pickled.
     """
-    entry(lambda: _of_run(*json.loads(argument)))
+    with left_to_slurm():
+        entry(lambda: _of_run(*json.loads(argument)))
 
 
 def _of_run(stage: Stage, path: str) -> None:
-    for name in (signal.SIGTERM, signal.SIGCONT):
-        signal.signal(name, signal.SIG_DFL)  # submitit passes over them
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit passes over it
     for left in RunDir(Path(path)).submission.glob("*.save_tmp"):
         left.unlink(missing_ok=True)  # of a killed start; submitit would not write its result
     if stage == "train":
-        _train(lambda here: orders.submitted(path))
+        _train(lambda here, gpus: orders.submitted(path))
         return
     _alone()
     run = RunDir(Path(path))
@@ -77,27 +100,38 @@ def _alone() -> None:
 
 def _clean() -> None:
     """Forget what launchers say of ranks: this process too reads models and asks hubs."""
+    if folder := os.environ.get(NODE_LOCAL):
+        os.environ[NODE_LOCAL] = os.path.expandvars(folder)  # some name SLURM's variables
     clean = cleaned(os.environ)
     os.environ.clear()
     os.environ.update(clean)
 
 
-def _train(decide: Callable[[Allocation], Orders]) -> None:
+def _train(decide: Callable[[Allocation, int], Orders]) -> None:
     """Train on this node of a job."""
     heard: list[int] = []
     signal.signal(ASK, lambda number, frame: heard.append(number))
     here = allocation(os.environ)
     _clean()
     num_gpus, problems = gpus_of(here)
-    hello = {"node_rank": here.node_rank, "num_gpus": num_gpus, "problems": problems}
+    hello = {
+        "job": here.job,
+        "node_rank": here.node_rank,
+        "num_gpus": num_gpus,
+        "problems": problems,
+    }
+    if shutil.which("scontrol") is None:
+        log.warning("there is no scontrol here: a job that is asked to end is not queued again")
     if here.node_rank:
         ordered = follow(here.hosts[0], here.port + 1, hello, _wrong_here)
         if not ordered.get("done"):
             _follower(ordered, here, num_gpus)
         return
     with ExitStack() as meets:
-        nodes = meets.enter_context(meeting(here.port + 1, here.hosts))
-        found = decide(here)
+        nodes = meets.enter_context(meeting(here.port + 1, here.hosts, here.job))
+        if problems:  # no need to prepare anything
+            _require_alike(here, [hello, *nodes.everybody()])
+        found = decide(here, num_gpus)
         if to_do(found.run, found.keys, "train") is None:
             nodes.everybody()
             nodes.agree({"done": True})
@@ -105,8 +139,8 @@ def _train(decide: Callable[[Allocation], Orders]) -> None:
             return
         with recorded(found.run, found.keys, "train"):
             with meets.pop_all():
-                _require_alike(here, [hello, *nodes.everybody()])
                 orders.begin(found, here)
+                _require_alike(here, [hello, *nodes.everybody()])
                 nodes.agree(found.to_json())
             found.run.preempted.unlink(missing_ok=True)
             if train_here(found.run, found.keys.dataset, here, num_gpus, lambda: bool(heard)):

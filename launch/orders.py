@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.allocation import Allocation
-from launch.command import command_of
+from launch.allocation import Allocation, node_of
+from launch.command import command_of, train_command
 from launch.jobs import Start, fruitless, now, record_start, starts_of
 from launch.keys import Keys, run_of, stage_keys, to_do
 from launch.local import run_to_end
@@ -39,16 +39,23 @@ def submitted(path: str) -> Orders:
     return Orders(run=run, keys=Keys.read(run))
 
 
-def by_name(recipe_name: str, overrides: Sequence[str], nodes: int) -> Orders:
+def by_name(recipe_name: str, overrides: Sequence[str], here: Allocation, num_gpus: int) -> Orders:
     """Find the run of a recipe, or begin it, and prepare its dataset where that is missing.
+
+    Args:
+        recipe_name: The recipe.
+        overrides: `key=value`.
+        here: The job.
+        num_gpus: Of each node.
 
     Raises:
         UserError: The recipe, the model or the articles are wrong, or cannot be trained here.
     """
-    recipe = settle(Recipe.load(recipe_name, overrides), nodes=nodes)
+    recipe = settle(Recipe.load(recipe_name, overrides), nodes=len(here.hosts))
     keys = stage_keys(recipe)
     run = run_of(recipe, keys) or RunDir.fresh(recipe)
     run = RunDir(run.path.absolute())
+    train_command(recipe, run, keys.dataset, node_of(here, num_gpus))  # fails where it cannot
     if not run.path.is_dir():
         run.begin(recipe)
         run.record_stage("train", keys.train)

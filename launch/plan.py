@@ -64,15 +64,17 @@ def request(
         "job_name": f"{run.path.parent.name}-{stage}",
         "account": cluster.account,
         "qos": cluster.qos,
+        "exclude": cluster.exclude,
         "ntasks_per_node": 1,
-        "signal_delay_s": signal_seconds,
         "setup": _setup(run, home, cluster),
         "stderr_to_stdout": True,
         "wckey": None,  # else submitit names itself
         "additional_parameters": {
             "requeue": True,
             "chdir": str(home),
+            "signal": f"USR2@{signal_seconds}",  # whatever submitit's environment says
             "kill-on-invalid-dep": "yes",
+            **({"reservation": cluster.reservation} if cluster.reservation else {}),
         },
     }
     needed = common | (_on_cpus(cluster) if stage in _ON_CPUS else _on_gpus(stage, cluster))
@@ -131,7 +133,12 @@ def _setup(run: RunDir, home: Path, cluster: Cluster) -> list[str]:
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     code = shlex.quote(str(run.code))
     # The code that was submitted comes before any that is installed.
-    return [*cluster.setup, *exports, f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"']
+    # A job that goes on behind a module that is missing runs with whatever is there.
+    setup = [
+        f"{line} || {{ echo setup failed: {shlex.quote(line)} >&2; exit 1; }}"
+        for line in cluster.setup
+    ]
+    return [*setup, *exports, f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"']
 
 
 def _python(cluster: Cluster) -> str:

@@ -35,7 +35,7 @@ def run(
     *,
     first_asks: bool = False,
     always_ask: Collection[int] = (),
-    asked: bool = False,
+    asked_before: Callable[[], bool] = lambda: False,
     each_second: Callable[[bool], None] = lambda asked: None,
 ) -> Ended:
     """Run a command whose output is this process's own.
@@ -45,12 +45,16 @@ def run(
         environment: All its variables.
         first_asks: Of the signals that end it, the first only asks its ranks to save and end.
         always_ask: Signals that ask its ranks however often they come.
-        asked: They have been asked to already.
+        asked_before: Whether they were asked to until this took over the signals.
         each_second: Called about every second while it runs, with whether they have been asked.
     """
     received: list[int] = []
+    asked = False
     # What this process was started to ignore, by nohup or as a background job, it ignores.
-    heard = [n for n in (*_ENDS, ASK) if n == ASK or signal.getsignal(n) is not signal.SIG_IGN]
+    heard = [n for n in _ENDS if signal.getsignal(n) is not signal.SIG_IGN]
+    # To be asked ends what cannot be asked, unless this process ignores it or remembers it.
+    if first_asks or ASK in always_ask or signal.getsignal(ASK) is signal.SIG_DFL:
+        heard.append(ASK)
     before = {n: signal.getsignal(n) for n in heard}
     with subprocess.Popen(
         command,
@@ -74,13 +78,18 @@ def run(
 
         for number in heard:
             signal.signal(number, hand_on)
+        asked = asked or asked_before()
         try:
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     return Ended(process.wait(1), received)
-                each_second(asked)
                 if asked:
                     _ask(process.pid)
+                each_second(asked)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)  # or leaving the block waits for it
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -88,7 +88,8 @@ def _unfinished(run: RunDir, jobs: list[Job], finished: dict[str, float]) -> lis
 
 def _first_line(run: RunDir) -> str:
     text = run.error.read_text(encoding="utf-8", errors="replace").strip()
-    return text.partition("\n")[0]
+    first, _, rest = text.partition("\n")
+    return f"{first} {rest.strip().partition(chr(10))[0]}" if first.endswith(":") else first
 
 
 def _num_steps(run: RunDir) -> int | None:

@@ -48,6 +48,7 @@ def _git(clone: Path, *arguments: str) -> str:
             ["git", "-C", str(clone), *arguments],
             capture_output=True,
             text=True,
+            errors="replace",
             check=True,
             timeout=GIT_SECONDS,
         ).stdout

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from launch import chain, checks
+from launch.capacity import slurm_problems
 from launch.chain import Launch
 from launch.command import Stage
 from launch.jobs import jobs_of
@@ -50,6 +51,8 @@ def resume(run: str, dry_run: bool) -> None:
         )
     stages = [stage for stage in CHAIN if stage in {job.stage for job in jobs_of(found)}]
     recipe, cluster = found.load_recipe(), Cluster.load(found.cluster)
+    if wrong := slurm_problems(cluster, str(found.cluster)):
+        raise UserError("\n".join(wrong))
     _go(_launch(recipe, cluster, found, Keys.read(found)), stages, dry_run=dry_run, keep_code=True)
 
 
@@ -110,7 +113,9 @@ def _go(launch: Launch, stages: Sequence[Stage], *, dry_run: bool, keep_code: bo
         if "train" in stages:
             say(table(name, launch.plan) + "\n")
         for stage, each in found.items():
-            say(each.text if isinstance(each, Request) else f"# {stage}: job {each} does it")
+            say(f"# {stage}" + ("" if isinstance(each, Request) else f": job {each} does it"))
+            if isinstance(each, Request):
+                say(each.text)
     if not found:
         say(f"{run.path}: {', '.join(stages)} done already")
     if dry_run or not found:
@@ -118,7 +123,7 @@ def _go(launch: Launch, stages: Sequence[Stage], *, dry_run: bool, keep_code: bo
     recipe = launch.recipe
     if "train" in found:
         log.info(recipe.batch.arithmetic(launch.cluster.world_size, recipe.sequence_length))
-    chain.submit(launch, stages, keep_code=keep_code, tell=lambda s, job: say(f"{s:10}job {job}"))
+    chain.submit(launch, stages, keep_code=keep_code, tell=lambda s, job: say(f"{s:10}{job}"))
     say(f"{'run':10}{run.path}")
     say(f"{'follow':10}pressroom logs {shlex.quote(f'{name}/{run.path.name}')} -f")
 

@@ -3,6 +3,7 @@
 The same on the first node and on every other. Knows nothing of who decided what is trained.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -12,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launch import process
-from launch.allocation import Allocation
-from launch.command import Node, train_command
+from launch.allocation import Allocation, node_of
+from launch.command import train_command
 from launch.local import failure
 from launch.rank_environment import rank_environment
 from pressroom import quantized_base
@@ -38,12 +39,16 @@ def gpus_of(here: Allocation) -> tuple[int, list[str]]:
         return count_gpus(), []
     driver = ask_driver()
     if driver is None:
-        return 0, [f"SLURM gives {here.num_gpus} GPUs, and this node has no NVIDIA driver"]
+        return 0, [f"SLURM gives {_gpus(here)}, and this node has no NVIDIA driver"]
     if driver.error:
-        return 0, [f"SLURM gives {here.num_gpus} GPUs, and their driver fails: {driver.error}"]
+        return 0, [f"SLURM gives {_gpus(here)}, and their driver fails: {driver.error}"]
     if len(driver.gpus) < here.num_gpus:
-        return 0, [f"SLURM gives {here.num_gpus} GPUs, and the driver has {len(driver.gpus)}"]
+        return 0, [f"SLURM gives {_gpus(here)}, and the driver has {len(driver.gpus)}"]
     return here.num_gpus, []
+
+
+def _gpus(here: Allocation) -> str:
+    return f"{here.num_gpus} GPU{'s' * (here.num_gpus > 1)}"
 
 
 def train_here(
@@ -64,14 +69,7 @@ def train_here(
     Raises:
         UserError: The ranks failed.
     """
-    node = Node(
-        rank=here.node_rank,
-        count=len(here.hosts),
-        num_gpus=num_gpus,
-        num_cpus=here.num_cpus,
-        address=here.hosts[0],
-        port=here.port,
-    )
+    node = node_of(here, num_gpus)
     recipe = run.load_recipe()
     command = train_command(recipe, run, dataset, node)
     watch = _Watch(run, here)
@@ -81,10 +79,19 @@ def train_here(
         variables = rank_environment(os.environ, here, node, run, staged) | {TOLD: str(told)}
         if asked():
             return True
-        ended = process.run(command, variables, always_ask=(process.ASK,), each_second=watch.look)
+        ended = process.run(
+            command,
+            variables,
+            always_ask=(process.ASK,),
+            asked_before=asked,
+            each_second=watch.look,
+        )
         watch.show()
+        # All has been saved, however ranks then end: NCCL can crash when it is taken down.
+        if run.preempted.is_file():
+            return True
         if ended.code == 0:
-            return run.preempted.is_file()
+            return False
         for number in ended.received:
             if number != process.ASK:
                 sys.exit(128 + number)
@@ -96,7 +103,10 @@ def _staged(recipe: Recipe) -> str:
 
     A copy that cannot be made costs time, not the job: the ranks then read the shared base.
     """
-    folder = os.path.expandvars(os.environ.get(NODE_LOCAL, ""))
+    folder = os.environ.get(NODE_LOCAL, "")
+    if folder and ("$" in folder or not folder.startswith("/")):
+        log.warning("reading the base from the shared disk: node_local is %s on this node", folder)
+        return ""
     model = model_folder(recipe.model)
     place = quantized_base.find(model, recipe.quantization, recipe.memory.precision)
     if not folder or place is None:
@@ -116,16 +126,16 @@ class _Watch:
         self._log = run.rank_log(0)
         self._here = here
         self._shown = self._log.stat().st_size if self._log.is_file() else 0
-        self._end: float | None = None
+        self._end = math.inf
 
     def look(self, asked: bool) -> None:
         """Show what is new; leave ranks that hang when they are asked to end."""
         if self._here.node_rank:
             return
         self.show()
-        if asked and self._end is None:
+        if asked and self._end == math.inf:
             self._end = time.monotonic() + seconds_left(self._here.job) - RESERVE_SECONDS
-        if self._end is not None and time.monotonic() > self._end:
+        if time.monotonic() > self._end:
             log.warning("the ranks do not end in time: they go on from the newest checkpoint")
             queue_again(self._here.job)
 
@@ -148,9 +158,17 @@ def seconds_left(job: str) -> float:
         days, _, clock = said.rpartition("-")
         parts = [int(part) for part in clock.split(":")]
     except (OSError, ValueError, subprocess.SubprocessError):
-        return float("inf")
+        return math.inf
     seconds = sum(part * 60**power for power, part in enumerate(reversed(parts)))
     return float(int(days or 0) * 86400 + seconds)
+
+
+def job_runs(job: str) -> bool:
+    """Whether SLURM says that a job runs, or says nothing: then it is not over either."""
+    try:
+        return _call("squeue", "--noheader", "--jobs", job, "--format", "%T") == "RUNNING"
+    except (OSError, subprocess.SubprocessError):
+        return True
 
 
 def queue_again(job: str) -> None:

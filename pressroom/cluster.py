@@ -92,6 +92,9 @@ def _shell_lines(setup: tuple[str, ...]) -> Problems:
     for number, line in enumerate(setup):
         if "#SBATCH" in line:
             yield f"setup.{number}", f"{line}: sbatch would not read it; every option has a key"
+        for name in re.findall(r"\b([A-Za-z_]\w*)=(?![\"']?\$)", line):
+            if is_secret_name(name.upper()):
+                yield f"setup.{number}", f"{name} is a secret: export it in the shell that submits"
 
 
 def _python_comes_by_itself(container: str | None) -> Problems:
@@ -132,6 +135,10 @@ class Cluster:
     """Quality of service; null: the partition's own."""
     constraint: str | None = None
     """Features that the nodes of a training job must have, as sbatch takes them: `hbm&ib`."""
+    exclude: str | None = None
+    """Nodes that no job may take: `node3,node[7-9]`."""
+    reservation: str | None = None
+    """Nodes that were reserved for you."""
     gpu: str | None = None
     """The kind of GPU, as `pressroom plan` names it: h100, a100-80; null where there are none."""
     gpu_type: str | None = None
@@ -149,9 +156,11 @@ class Cluster:
     cpu_jobs: CpuJobs = CpuJobs()
     """Jobs that need no GPU."""
     setup: tuple[str, ...] = ()
-    """Shell lines that run on each job's first node before anything else: modules, conda."""
+    """Shell lines that run on each job's first node before anything else: modules, conda. Each
+    stands alone; one that fails ends the job."""
     container: str | None = None
-    """What is put before the Python: `apptainer exec --nv pressroom.sif`."""
+    """What is put before the Python: `apptainer exec --nv pressroom.sif`. It must hold SLURM's
+    `scontrol`, or a training that is asked to end is not queued again."""
     python: str | None = None
     """The Python of the nodes, or of the container; null: the one that submits."""
     environment: dict[str, str] = Field(default_factory=dict)

@@ -171,7 +171,7 @@ def slurm(_slurm: "Slurm") -> "Iterator[Slurm]":
 
 @pytest.fixture
 def slurm_bare(_slurm_bare: "Slurm") -> "Iterator[Slurm]":
-    """The same without accounting."""
+    """The same without accounting, and as SLURM is by itself: preempted jobs are warned by TERM."""
     yield _slurm_bare
     _slurm_bare.cancel_all()
 
@@ -190,5 +190,5 @@ def _slurm_cluster(*, accounting: bool) -> "Iterator[Slurm]":
     from slurm import cluster, skip_or_fail, why_not
 
     skip_or_fail(why_not(accounting=accounting), os.environ)
-    with cluster(accounting=accounting) as running:
+    with cluster(accounting=accounting, warns=accounting, grace=30 if accounting else 8) as running:
         yield running

@@ -54,19 +54,23 @@ def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def cluster(*, accounting: bool, nodes: int = 2, grace: int = 30) -> Iterator["Slurm"]:
+def cluster(
+    *, accounting: bool, nodes: int = 2, grace: int = 30, warns: bool = True
+) -> Iterator["Slurm"]:
     """A cluster of its own that ends with this process, however that ends.
 
     Args:
         accounting: Whether sacct works.
         nodes: Nodes with GPUs, 2 to 8.
         grace: Seconds from the warning of preemption to the end.
+        warns: By a job's own signal; else by TERM, as SLURM does by itself.
     """
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # sockets need a short name
     settings = [
         f"nodes={nodes}",
         f"grace={grace}",
         f"accounting={'yes' if accounting else 'no'}",
+        f"warns={'yes' if warns else 'no'}",
     ]
     # It is down as soon as its standard input ends, which our end does too.
     holder = subprocess.Popen(

@@ -2,7 +2,7 @@
 # A genuine SLURM cluster inside one machine, from Debian's packages, on loopback only: munged,
 # slurmctld, some slurmd "nodes", and for sacct slurmdbd on MariaDB. No systemd and no cgroups.
 #
-#   slurm_cluster.sh FOLDER up [nodes=2] [accounting=yes] [gpus=8] [cpus=64] [grace=30]
+#   slurm_cluster.sh FOLDER up [nodes=2] [accounting=yes] [gpus=8] [cpus=64] [grace=30] [warns=yes]
 #   slurm_cluster.sh FOLDER hold [..]        up, and down again when standard input ends
 #   slurm_cluster.sh FOLDER down             end every process, remove FOLDER
 #   slurm_cluster.sh FOLDER kill-node NODE   cut its power: all that runs there dies at once
@@ -130,7 +130,7 @@ MinJobAge=3600
 # The signal a job asked for is sent on preemption too; without this only at the time limit.
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-SlurmctldParameters=preempt_send_user_signal
+$([ "$warns" = no ] || echo SlurmctldParameters=preempt_send_user_signal)
 KillWait=3
 SlurmctldTimeout=10
 SlurmdTimeout=6
@@ -224,9 +224,9 @@ all_idle() { [ "$(sinfo --noheader --Node --format '%N %T' | sort -u | grep -c '
 # ---- Commands
 
 up() { # KEY=VALUE..
-  local nodes=2 accounting=yes gpus=8 cpus=64 grace=30 setting name NAMES
+  local nodes=2 accounting=yes gpus=8 cpus=64 grace=30 warns=yes setting name NAMES
   for setting; do
-    [[ $setting =~ ^(nodes|gpus|cpus|grace)=[0-9]+$|^accounting=(yes|no)$ ]] || die "not a setting: $setting"
+    [[ $setting =~ ^(nodes|gpus|cpus|grace)=[0-9]+$|^(accounting|warns)=(yes|no)$ ]] || die "not a setting: $setting"
     declare "$setting"
   done
   NAMES="$(seq -s ' ' -f 'node%g' "$nodes") cpu1 cpu2"

@@ -123,7 +123,7 @@ class Site:
 def job_of(text: str, stage: str = "train") -> str:
     """The job that a command says it has submitted for a stage."""
     lines = [line.split() for line in text.splitlines()]
-    return next(words[2] for words in lines if words[:2] == [stage, "job"])
+    return next(words[2].strip(",") for words in lines if words[:2] == [stage, "job"])
 
 
 def wait_for(is_so: Any, seconds: float = 60) -> None:

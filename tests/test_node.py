@@ -1,13 +1,16 @@
 """What a node knows before it trains: its allocation, the other nodes, a clean environment."""
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from launch import meet
+from launch import meet, process
 from launch.allocation import allocation, port_of
 from launch.command import Node, train_command
 from launch.jobs import Start, fruitless, record_start, starts_of
@@ -127,11 +130,11 @@ def test_starts_without_progress_are_counted(tmp_path: Path) -> None:
 
 
 def other(port: int, node_rank: int, problems: list[str], found: list) -> threading.Thread:
+    hello = {"job": "7", "node_rank": node_rank}
+
     def go() -> None:
         try:
-            found.append(
-                follow("127.0.0.1", port, {"node_rank": node_rank}, lambda orders: problems)
-            )
+            found.append(follow("127.0.0.1", port, hello, lambda orders: problems))
         except UserError as error:
             found.append(error)
 
@@ -145,7 +148,7 @@ def test_all_nodes_get_the_orders_of_the_first(monkeypatch: pytest.MonkeyPatch) 
     port, found = free_port(), []
     others = [other(port, rank, [], found) for rank in (2, 1)]
     time.sleep(0.3)  # they come before the first listens, too
-    with meeting(port, ["a", "b", "c"]) as nodes:
+    with meeting(port, ["a", "b", "c"], "7") as nodes:
         assert [hello["node_rank"] for hello in nodes.everybody()] == [1, 2]
         time.sleep(0.1)
         nodes.agree({"run": "r"})
@@ -157,7 +160,10 @@ def test_all_nodes_get_the_orders_of_the_first(monkeypatch: pytest.MonkeyPatch) 
 def test_a_node_that_does_not_come_is_named() -> None:
     port, found = free_port(), []
     thread = other(port, 2, [], found)
-    with meeting(port, ["a", "b", "c"]) as nodes, pytest.raises(UserError, match=r"^b: not heard"):
+    with (
+        meeting(port, ["a", "b", "c"], "7") as nodes,
+        pytest.raises(UserError, match=r"^b: not heard"),
+    ):
         nodes.everybody(deadline_seconds=1)
     thread.join(5)
     assert isinstance(found[0], UserError)
@@ -166,7 +172,7 @@ def test_a_node_that_does_not_come_is_named() -> None:
 def test_a_node_that_cannot_follow_stops_all_and_is_named() -> None:
     port, found = free_port(), []
     others = [other(port, 1, ["does not see /work"], found), other(port, 2, [], found)]
-    with meeting(port, ["a", "b", "c"]) as nodes:
+    with meeting(port, ["a", "b", "c"], "7") as nodes:
         nodes.everybody()
         with pytest.raises(UserError, match=r"^b: does not see /work$"):
             nodes.agree({"run": "r"})
@@ -180,7 +186,7 @@ def test_when_the_first_node_fails_nobody_waits() -> None:
     thread = other(port, 1, [], found)
 
     def lead() -> None:
-        with meeting(port, ["a", "b"]) as nodes:
+        with meeting(port, ["a", "b"], "7") as nodes:
             nodes.everybody()
             raise UserError("wrong recipe")
 
@@ -201,17 +207,60 @@ def test_a_silent_first_node_is_taken_for_dead(monkeypatch: pytest.MonkeyPatch) 
 def test_a_port_that_is_taken_is_told() -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"a: port {port} is taken"), meeting(port, ["a"]):
+        with pytest.raises(UserError, match=f"a: port {port} is taken"), meeting(port, ["a"], "7"):
             pass
 
 
-def test_a_stranger_at_the_port_is_not_a_node() -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"1\n",
+        b'{"job": "8", "node_rank": 1}\n',
+        b'{"job": "7", "node_rank": 5}\n',
+        b'{"job": "7", "node_rank": "one"}\n',
+    ],
+)
+def test_a_stranger_at_the_port_is_not_a_node(said: bytes) -> None:
     port, found = free_port(), []
-    with meeting(port, ["a", "b"]) as nodes:
+    with meeting(port, ["a", "b"], "7") as nodes:
         with socket.create_connection(("127.0.0.1", port)) as stranger:
-            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            stranger.sendall(said)
         thread = other(port, 1, [], found)
         assert [hello["node_rank"] for hello in nodes.everybody(5)] == [1]
         nodes.agree({"run": "r"})
     thread.join(5)
     assert found == [{"run": "r"}]
+
+
+# The signals
+
+
+def test_a_stage_that_nobody_can_ask_outlives_the_question() -> None:
+    code = """if True:
+        import os, signal, subprocess, sys
+        from launch import process
+        signal.signal(process.ASK, signal.SIG_IGN)
+        os.kill(os.getpid(), process.ASK)
+        child = "import os, signal, time; os.kill(os.getppid(), signal.SIGUSR2); time.sleep(1)"
+        sys.exit(process.run([sys.executable, "-c", child], os.environ).code)
+    """
+    assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 0
+
+
+def test_who_was_asked_before_its_ranks_started_asks_them() -> None:
+    child = """if True:
+        import subprocess, sys, time
+        listens = "import signal, sys, time;"
+        listens += "signal.signal(signal.SIGUSR2, lambda *a: sys.exit(0)); time.sleep(60)"
+        sys.exit(subprocess.run([sys.executable, "-c", listens]).returncode)
+    """
+    start = time.monotonic()
+    ended = process.run(
+        [sys.executable, "-c", child],
+        os.environ,
+        always_ask=(process.ASK,),
+        asked_before=lambda: True,
+    )
+    assert ended.code == 0
+    assert time.monotonic() - start < 30

@@ -366,7 +366,7 @@ def test_a_model_that_lacks_a_tensor(home: Path) -> None:
 
 
 def test_two_at_once_are_one_too_many(home: Path) -> None:
-    from pressroom.files import lock
+    from pressroom.locks import lock
 
     codes = Codes(save_model(home / "model"), quantization("bf16"), "bf16")
     with (

@@ -19,6 +19,10 @@ IN_CI = ("git clone", "make demo", "source .venv")
 BENCH = re.findall(r"`(python bench/\S+)`", README)
 
 
+ON_A_CLUSTER = ("sbatch ", "pressroom resume")
+"""Typed on a real one in tests/test_slurm_train.py and tests/test_slurm_chain.py."""
+
+
 def commands() -> list[str]:
     """Those of all shell blocks, then those of the table, with names for RECIPE and RUN."""
     lines = [
@@ -32,7 +36,8 @@ def commands() -> list[str]:
         for c in table
     ]
     typed = [line for line in lines if line and not line.startswith(IN_CI)]
-    return list(dict.fromkeys([*typed, *filled]))
+    every = dict.fromkeys([*typed, *filled])
+    return [c for c in every if "--cluster" not in c and not c.startswith(ON_A_CLUSTER)]
 
 
 @pytest.fixture(scope="module")

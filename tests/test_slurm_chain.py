@@ -41,20 +41,22 @@ def test_the_chain_is_killed_and_only_what_is_missing_runs_again(site: Site) -> 
     said = site.pressroom(*RUN)
     jobs = {stage: job_of(said, stage) for stage in CHAIN}
     (run,) = site.runs()
-    # Submitted twice, nothing is queued twice.
-    assert {stage: job_of(site.pressroom(*RUN), stage) for stage in CHAIN} == jobs
+    twice = site.pressroom(*RUN)
+    assert {stage: job_of(twice, stage) for stage in CHAIN} == jobs
+    assert twice.count("queued already") == len(CHAIN)
+    assert "another recipe" in site.pressroom(*RUN, "generation.titles=1", code=2)
     assert len(jobs_of(run)) == len(CHAIN)
     assert (run.submission.stat().st_mode & 0o777, run.code.is_dir()) == (0o700, True)
     slurm.wait(jobs["train"], "COMPLETED", seconds=240)
     slurm.wait(jobs["evaluate"], "RUNNING")
     site.pressroom("cancel", "tiny")
-    slurm.wait(jobs["generate"], "CANCELLED")
     facts = json.loads(run.environment.read_text())
     assert (facts["world_size"], facts["distributed_type"]) == (2, "FSDP")
     assert facts["quantized_base"]
     trained = (run.adapter / "adapter_model.safetensors").stat().st_mtime_ns
 
-    said = site.pressroom(*RUN)
+    # At once: what was cancelled may still be ending, and does no stage any more.
+    said = site.pressroom("resume", "tiny")
     again = [line.split()[0] for line in said.splitlines() if " job " in line]
     assert again == ["evaluate", "merge", "generate"]
     slurm.wait(job_of(said, "generate"), "COMPLETED", seconds=240)
@@ -122,3 +124,29 @@ def test_a_job_that_gets_nowhere_is_not_queued_for_ever(bare: Site) -> None:
     slurm.wait(job, "FAILED", seconds=60)
     assert "1 start without a checkpoint newer than step 0" in run.error.read_text()
     assert "failed" in bare.pressroom("runs")
+
+
+def test_a_job_that_is_preempted_by_term_goes_on(bare: Site) -> None:
+    slurm = bare.slurm
+    bare.recipe(optimizer={"learning_rate": 1e-2, "num_steps": 40}, checkpoint={"every_steps": 5})
+    bare.pressroom("prep", "recipe.yaml")
+    job = job_of(bare.pressroom("submit", "recipe.yaml", "--cluster", "cluster.yaml"))
+    (run,) = bare.runs()
+    bare.trained_beyond(run, 5, job)
+    slurm.preempt(job)
+    slurm.hurry(job)
+    slurm.wait(job, "COMPLETED", seconds=240)
+    first, second = starts_of(run)
+    assert second.step >= 5 > first.step
+    assert sorted(losses(run)) == list(range(1, 41))
+
+
+def test_a_stage_that_is_asked_to_end_is_queued_again(site: Site) -> None:
+    """Nobody can ask it to save; it must not die of the question and count as failed."""
+    slurm = site.slurm
+    site.pressroom("prep", "recipe.yaml")
+    said = site.pressroom(*RUN, "name=tiny")
+    job = job_of(said, "quantize")
+    slurm.wait(job, "RUNNING", seconds=60)
+    slurm.run("scancel", "--signal=USR2", job)
+    slurm.wait(job, "COMPLETED", seconds=90)

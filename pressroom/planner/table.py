@@ -102,7 +102,7 @@ def _rest(planned: Plan) -> list[str]:
     run = "give optimizer.num_steps, or prepare the data first: the rows of a pass are not known"
     if planned.run_seconds is not None and planned.num_steps is not None:
         run = (
-            f"{planned.num_steps:,} steps in {human_seconds(planned.run_seconds)} h:mm:ss, "
+            f"{planned.num_steps:,} steps in {_clock(planned.run_seconds)}, "
             f"{planned.gpu_hours:,.1f} GPU-hours, loading and saving included"
         )
     return [
@@ -117,3 +117,8 @@ def _rest(planned: Plan) -> list[str]:
         f"disk         {disk.total / GIB:,.1f} GiB: "
         + ", ".join(f"{n} {size / GIB:,.1f}" for n, size in vars(disk).items() if size),
     ]
+
+
+def _clock(seconds: float) -> str:
+    """A time that nobody takes for another: 64 s are not an hour."""
+    return f"{human_seconds(seconds)} {'hours' if seconds >= 3600 else 'minutes'}"
