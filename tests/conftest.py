@@ -5,6 +5,7 @@ for a CPU's time goes into the output head.
 """
 
 import json
+import logging
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -117,6 +118,17 @@ def tiny_model(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tokenizer_folder / name, folder / name)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """A test that starts a command, which sets up logging, leaves none of it to the next."""
+    root, ours = logging.getLogger(), logging.getLogger("pressroom")
+    before = root.handlers[:], root.level, ours.level
+    yield
+    root.handlers[:], level, our_level = before
+    root.setLevel(level)
+    ours.setLevel(our_level)
 
 
 @pytest.fixture
