@@ -49,6 +49,7 @@ def left_to_slurm() -> Iterator[None]:
         yield
     except SystemExit as end:
         if end.code == 128 + signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may come twice
             log.info("told to end: SLURM ends this job now, or queues it again")
             while job_runs(job):
                 time.sleep(2)
