@@ -78,6 +78,11 @@ def test_a_second_node_trains_where_the_first_is(make_recipe) -> None:
     assert "--machine_rank 1 --main_process_ip gpu08 --main_process_port 11424" in text
     assert "--num_cpu_threads_per_process 16" in text
     assert "/fsdp.yaml" in text
+    # Jobs of one node each may share it: its port is the job's too.
+    alone = train_command(
+        recipe, RunDir(Path("r")), Path("d"), Node(num_gpus=4, num_cpus=4, port=9)
+    )
+    assert "--main_process_port 9 " in " ".join(alone)
 
 
 # The environment
