@@ -131,7 +131,7 @@ def submit(
                 f"{run.path}: job {', '.join(alive)} does the stages of another recipe there: "
                 "`pressroom cancel` them, or wait for their end"
             )
-        if not alive:
+        if not (alive and run.keys.is_file()):  # what sbatch has started left none
             if not keep_code:
                 snapshot.take(run)
             run.write_recipe(launch.recipe)
