@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python demo/check.py
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu

@@ -120,6 +120,11 @@ def tiny_model(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest comes first: at the end one worker would wait for the other."""
+    items.sort(key=lambda item: "test_slurm_train" not in item.nodeid)
+
+
 @pytest.fixture(autouse=True)
 def _logging_as_before() -> Iterator[None]:
     """A test that starts a command, which sets up logging, leaves none of it to the next."""
