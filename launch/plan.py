@@ -5,7 +5,7 @@ The text is submitit's; what stands in it is decided here. Knows nothing of how 
 
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,8 @@ class Request:
         """The same, to start when other jobs have ended well."""
         if not jobs:
             return self
-        parameters = self.parameters | {"dependency": "afterok:" + ":".join(jobs)}
-        return Request(
-            stage=self.stage, parameters=parameters, python=self.python, folder=self.folder
-        )
+        dependency = {"dependency": "afterok:" + ":".join(jobs)}
+        return replace(self, parameters=self.parameters | dependency)
 
 
 def request(
@@ -131,13 +129,13 @@ def _setup(run: RunDir, home: Path, cluster: Cluster) -> list[str]:
     if cluster.node_local:
         variables["PRESSROOM_NODE_LOCAL"] = cluster.node_local  # filled in on each node
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    code = shlex.quote(str(run.code))
-    # The code that was submitted comes before any that is installed.
     # A job that goes on behind a module that is missing runs with whatever is there.
     setup = [
         f"{line} || {{ echo setup failed: {shlex.quote(line)} >&2; exit 1; }}"
         for line in cluster.setup
     ]
+    # The code that was submitted comes before any that is installed.
+    code = shlex.quote(str(run.code))
     return [*setup, *exports, f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"']
 
 
