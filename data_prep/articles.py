@@ -47,12 +47,12 @@ def canonical_url(url: str) -> str:
     """A URL without what changes from one visit to the next.
 
     The scheme, `www.`, the fragment and tracking parameters go; other parameters stay, for many
-    sites tell their articles apart by `?id=` alone.
+    sites tell their articles apart by `?id=` or `?12345` alone.
     """
     parts = urlsplit(url.strip())
     query = [
         (key, value)
-        for key, value in sorted(parse_qsl(parts.query))
+        for key, value in sorted(parse_qsl(parts.query, keep_blank_values=True))
         if key.lower() not in _TRACKING and not key.lower().startswith("utm_")
     ]
     host = (parts.hostname or "").removeprefix("www.")

@@ -17,6 +17,7 @@ COMMANDS = {
     "download": ("pressroom.download:main", "A model and hub data sets -> this machine's cache."),
     "quantize": ("train.quantize:main", "A base's 4-bit codes, made once for every job."),
     "plan": ("pressroom.planner.command:main", "Does it fit, how fast, what does it cost."),
+    "fetch": ("data_prep.fetch:main", "Articles from a news feed -> data/articles/*.jsonl."),
     "prep": ("data_prep.prepare:main", "Articles -> tokenized, packed Arrow shards."),
     "inspect": (
         "data_prep.inspect:main",

@@ -48,11 +48,17 @@ def is_secret_name(name: str) -> bool:
     return bool(_SECRET_NAME.search(name))
 
 
+def hide(text: str, secret: str, mark: str) -> str:
+    """Replace a secret by a mark, also where it is written as in URLs or in JSON."""
+    letters = (rf"(?:\\?{re.escape(c)}|%{ord(c):02x}|\\u{ord(c):04x})" for c in secret)
+    return re.sub("".join(letters), mark.replace("\\", r"\\"), text, flags=re.IGNORECASE)
+
+
 def redact(text: str) -> str:
     """Replace secrets: values of environment variables named like one, keys in URLs, hub tokens."""
     for name, value in os.environ.items():
         if len(value) >= 8 and is_secret_name(name):
-            text = text.replace(value, f"<{name}>")
+            text = hide(text, value, f"<{name}>")
     return _SECRET_SHAPE.sub("<redacted>", text)
 
 
@@ -183,6 +189,12 @@ class Progress:
     def __exit__(self, *exc: object) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def expect(self, total: int) -> None:
+        """Correct how many units of work there are: some work shows its size as it is done."""
+        self.total = total
+        if self._bar is not None:
+            self._bar.total = total
 
     def advance(self, units: int = 1, **figures: str) -> None:
         """Count finished units; `figures` (loss="3.21") are shown beside them."""

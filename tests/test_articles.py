@@ -59,6 +59,7 @@ def test_cleaned_text_is_one_line_of_utf8(text: str) -> None:
         ("http://A.example/x", "a.example/x"),
         ("https://a.example/story?id=2&fbclid=z", "a.example/story?id=2"),
         ("https://a.example/story?id=3", "a.example/story?id=3"),
+        ("https://a.example/story?12345&utm_term=", "a.example/story?12345="),
     ],
 )
 def test_canonical_url(url: str, canonical: str) -> None:

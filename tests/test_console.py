@@ -26,6 +26,15 @@ def test_values_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert redact("key 0123456789abcdef.") == "key <MEDIASTACK_ACCESS_KEY>."
 
 
+@pytest.mark.parametrize(
+    "shown",
+    ["a+b/c=d&e f9", "a%2Bb%2Fc%3Dd%26e%20f9", "a%2bb/c%3dd%26e%20f9", r"a+b\/c=d\u0026e f9"],
+)
+def test_values_as_urls_and_json_write_them(monkeypatch: pytest.MonkeyPatch, shown: str) -> None:
+    monkeypatch.setenv("MEDIASTACK_ACCESS_KEY", "a+b/c=d&e f9")
+    assert redact(f"key {shown}.") == "key <MEDIASTACK_ACCESS_KEY>."
+
+
 def test_logs_and_tracebacks_are_redacted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
