@@ -25,7 +25,8 @@ from data_prep.page_cache import PageCache
 from data_prep.store import open_store, require_store_name
 from data_prep.walk import Walk, foretold, summary
 from pressroom.console import Progress, UserError, entry, log, say
-from pressroom.files import home, lock, require_home
+from pressroom.files import home, require_home
+from pressroom.locks import lock
 
 _COMMON = (
     click.option("--into", metavar="FILE", help="The store. [data/articles/FEED.jsonl]"),

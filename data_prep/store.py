@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from data_prep.articles import article_id
 from pressroom.console import UserError, log
-from pressroom.files import lock
+from pressroom.locks import lock
 
 LINE_BYTES = 1 << 20
 """A longer article is none."""
