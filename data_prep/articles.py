@@ -4,21 +4,21 @@ Every record of a file becomes an article or a listed reject with its cause. Kno
 kinds of files, prompts or tokens.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from data_prep.clean import preprocess_text
 from data_prep.readers import Unreadable, read_records
+from pressroom.columns import Columns
 from pressroom.console import UserError
+from pressroom.identity import article_id
 
-OWN_NAMES = {name: name for name in ("title", "description", "url", "published_at")}
+OWN_NAMES = asdict(Columns())
 """The columns of a file that calls our fields as we do."""
-_TRACKING = frozenset({"fbclid", "gclid", "msclkid", "mc_cid", "mc_eid", "cmpid", "smid", "ref"})
+_OPTIONAL = ("category", "source")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,10 @@ class Article:
     description: str
     url: str | None
     published_at: str | None
-    source: str
+    category: str | None
+    source: str | None
+    """The outlet."""
+    place: str
     """`file:line`, for a person."""
 
 
@@ -38,31 +41,11 @@ class Article:
 class Reject:
     """A line that did not become a row, and why."""
 
-    source: str
+    place: str
     cause: str
     detail: str = ""
-
-
-def canonical_url(url: str) -> str:
-    """A URL without what changes from one visit to the next.
-
-    The scheme, `www.`, the fragment and tracking parameters go; other parameters stay, for many
-    sites tell their articles apart by `?id=` or `?12345` alone.
-    """
-    parts = urlsplit(url.strip())
-    query = [
-        (key, value)
-        for key, value in sorted(parse_qsl(parts.query, keep_blank_values=True))
-        if key.lower() not in _TRACKING and not key.lower().startswith("utm_")
-    ]
-    host = (parts.hostname or "").removeprefix("www.")
-    return f"{host}{parts.path.rstrip('/')}" + (f"?{urlencode(query)}" if query else "")
-
-
-def article_id(url: str | None, title: str, description: str) -> str:
-    """16 hex digits: of the canonical URL, else of the cleaned text."""
-    identity = f"url {canonical_url(url)}" if url else f"text {title}\n{description}"
-    return hashlib.sha256(identity.encode(errors="surrogatepass")).hexdigest()[:16]
+    id: str = ""
+    """Of the article, where it was one."""
 
 
 def read_articles(
@@ -81,11 +64,11 @@ def read_articles(
     """
     good, first_reject = 0, None
     for number, record in read_records(path, name, columns):
-        source = f"{name}:{number}"
+        place = f"{name}:{number}"
         if isinstance(record, Unreadable):
-            item: Article | Reject = Reject(source, record.cause, record.detail)
+            item: Article | Reject = Reject(place, record.cause, record.detail)
         else:
-            item = to_article(record, source, lower_case, columns)
+            item = to_article(record, place, lower_case, columns)
         good += isinstance(item, Article)
         if isinstance(item, Reject) and first_reject is None:
             first_reject = item
@@ -109,33 +92,45 @@ def _told(reject: Reject | None) -> str:
         return "no lines"
     detail = f" ({reject.detail})" if reject.detail else ""
     hint = f"; {_HINTS[reject.cause]}" if reject.cause in _HINTS else ""
-    return f"{reject.source}: {reject.cause}{detail}{hint}"
+    return f"{reject.place}: {reject.cause}{detail}{hint}"
 
 
 def to_article(
-    record: Any, source: str, lower_case: bool, columns: Mapping[str, str] = OWN_NAMES
+    record: Any, place: str, lower_case: bool, columns: Mapping[str, str] = OWN_NAMES
 ) -> Article | Reject:
     """Clean one record of a feed: a mapping whose names for our fields `columns` tells."""
     if not isinstance(record, dict):
-        return Reject(source, "not an object", f"a JSON {type(record).__name__}")
+        return Reject(place, "not an object", f"a JSON {type(record).__name__}")
     values = {field: record.get(column) for field, column in columns.items()}
     if isinstance(values["published_at"], date):
         values["published_at"] = values["published_at"].isoformat()
+    for field in _OPTIONAL:
+        if not isinstance(values[field], str):
+            values[field] = None
     for field, value in values.items():
         if not isinstance(value, str | None):
-            return Reject(source, f"{field} is not text", f"{value!r:.60}")
+            return Reject(place, f"{field} is not text", f"{value!r:.60}")
     title = preprocess_text(values["title"] or "", lower_case=lower_case)
     description = preprocess_text(values["description"] or "", lower_case=lower_case)
     for field, text in (("title", title), ("description", description)):
         if not text:
             there = columns[field] in record
-            return Reject(source, f"no {field}", "" if there else f"it has {_listed(record)}")
+            return Reject(place, f"no {field}", "" if there else f"it has {_listed(record)}")
     url = values["url"] or None
     try:
         identity = article_id(url, title, description)
     except ValueError as error:
-        return Reject(source, "url is not one", str(error))
-    return Article(identity, title, description, url, values["published_at"] or None, source)
+        return Reject(place, "url is not one", str(error))
+    return Article(
+        id=identity,
+        title=title,
+        description=description,
+        url=url,
+        published_at=values["published_at"] or None,
+        category=values["category"] or None,
+        source=values["source"] or None,
+        place=place,
+    )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -20,11 +20,11 @@ def drop_duplicates(items: Iterable[Article | Reject]) -> Iterator[Article | Rej
             continue
         text = hashlib.sha256(f"{item.title}\n{item.description}".encode()).digest()
         if item.id in by_id:
-            yield Reject(item.source, "duplicate url", f"first at {by_id[item.id]}")
+            yield Reject(item.place, "duplicate url", f"first at {by_id[item.id]}")
         elif text in by_text:
-            yield Reject(item.source, "duplicate text", f"first at {by_text[text]}")
+            yield Reject(item.place, "duplicate text", f"first at {by_text[text]}")
         else:
-            by_id[item.id] = by_text[text] = item.source
+            by_id[item.id] = by_text[text] = item.place
             yield item
 
 
@@ -74,7 +74,7 @@ def _split_by_date(
             published = date.fromisoformat((article.published_at or "")[:10])
         except ValueError:
             rejects.append(
-                Reject(article.source, "no date of publication", repr(article.published_at))
+                Reject(article.place, "no date of publication", repr(article.published_at))
             )
             continue
         (held if published >= first else train).append(article)

@@ -29,7 +29,7 @@ from pressroom import dataset
 from pressroom.base_model import model_folder
 from pressroom.console import Progress, UserError, entry, log, say
 from pressroom.dataset import Manifest, Shard
-from pressroom.files import publish_folder, require_home
+from pressroom.files import publish_folder, require_home, sha256_file
 from pressroom.recipe import Recipe
 from pressroom.tokenizer import ArticleTokenizer
 
@@ -37,7 +37,12 @@ from pressroom.tokenizer import ArticleTokenizer
 @click.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1)
-def main(recipe: str, overrides: tuple[str, ...]) -> None:
+@click.option("--num-workers", type=click.IntRange(min=1), help="Processes. [one a CPU]")
+@click.option("--group", default="", hidden=True, help="Of several tasks, what they share.")
+@click.option("--task", default="0/1", hidden=True, help="Which of the group, of how many.")
+def main(
+    recipe: str, overrides: tuple[str, ...], num_workers: int | None, group: str, task: str
+) -> None:
     """Articles -> tokenized, packed Arrow shards, in data/NAME-HASH/."""
     folder = prepare(Recipe.load(recipe, overrides))
     say(summary(folder, Manifest.read(folder)))
@@ -97,6 +102,11 @@ def prepare(recipe: Recipe) -> Path:
             counts=counts,
             packing=packing,
             shards=tuple(all_shards),
+            files={
+                str(path.relative_to(partial)): sha256_file(path)
+                for path in sorted(partial.rglob("*"))
+                if path.is_file() and path.suffix != ".arrow"
+            },
             versions={n: version(n) for n in ("pressroom", "tokenizers", "pyarrow", "ftfy", "nh3")},
         ).write(partial)
     return folder

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_prep.articles import article_id
 from pressroom.console import UserError, log
+from pressroom.identity import article_id
 from pressroom.locks import lock
 
 LINE_BYTES = 1 << 20

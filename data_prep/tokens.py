@@ -52,7 +52,7 @@ def tokenize(
         if start == 0:
             _require_boundary(prompts[:_SAMPLE], tokens, recipe.prompt.format, tokenizer)
         for article, encoded in zip(batch, tokens, strict=True):
-            yield _pieces(encoded, recipe, article.source)
+            yield _pieces(encoded, recipe, article.place)
 
 
 def _require_boundary(
@@ -73,13 +73,13 @@ def _require_boundary(
         )
 
 
-def _pieces(tokens: Tokens, recipe: Recipe, source: str) -> list[Piece] | Reject:
+def _pieces(tokens: Tokens, recipe: Recipe, place: str) -> list[Piece] | Reject:
     length = len(tokens.ids)
     if length > recipe.sequence_length and recipe.data.overlong == "reject":
-        return Reject(source, "longer than a row", f"{length} tokens")
+        return Reject(place, "longer than a row", f"{length} tokens")
     answer_only = recipe.prompt.trains_on == "answer"
     if answer_only and tokens.prompt_length >= recipe.sequence_length:
-        return Reject(source, "prompt fills a row", f"{tokens.prompt_length} tokens")
+        return Reject(place, "prompt fills a row", f"{tokens.prompt_length} tokens")
     ids = np.array(tokens.ids, dtype=np.int32)
     labels = ids.copy()
     labels[: tokens.prompt_length if answer_only else 1] = IGNORE

@@ -22,3 +22,7 @@ class Columns:
     """Where the article stands; it tells articles apart. Optional in a file."""
     published_at: Name = "published_at"
     """Day or time of publication, for `held_out: DATE`. Optional in a file."""
+    category: Name = "category"
+    """What it is about; figures are told by it. Optional in a file."""
+    source: Name = "source"
+    """The outlet; figures are told by it. Optional in a file."""

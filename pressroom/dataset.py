@@ -14,11 +14,13 @@ from pressroom.console import UserError
 from pressroom.files import home, publish_json, sha256_file, sha256_json
 from pressroom.recipe import Recipe
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever the same input would give other rows."""
 SPLITS = ("train", "held_out")
 IGNORE = -100
 """The label of a token that carries no loss."""
+INDEX = "index.arrow"
+"""Which article is where: its `id`, `place` (`file:line`), `shard` (a file) and `rows` in that."""
 TOKENIZER = "tokenizer"
 """The folder of a dataset that holds the tokenizer it was made with."""
 
@@ -49,6 +51,8 @@ class Manifest:
     packing: dict[str, float]
     """Split -> tokens over the room of all rows."""
     shards: tuple[Shard, ...]
+    files: dict[str, str]
+    """Every other file of the dataset -> sha256."""
     versions: dict[str, str]
 
     @classmethod
@@ -101,14 +105,13 @@ def article_files(recipe: Recipe) -> dict[str, Path]:
 def spec_of(recipe: Recipe, tokenizer: str) -> dict[str, Any]:
     """Everything but the articles that decides a dataset's rows, by dotted key.
 
-    Columns that are called as our fields are left out, as in datasets older than that section.
+    Columns that are called as our fields are left out, so that a field more changes no key.
     """
-    plain = recipe.to_dict()
-    data = {k: v for k, v in plain["data"].items() if k not in ("articles", "columns")}
-    columns = {f"columns.{k}": v for k, v in plain["data"]["columns"].items() if v != k}
-    data.update(columns)
+    data = recipe.to_dict()["data"]
+    columns = {k: v for k, v in data["columns"].items() if v != k}
+    read = {k: v for k, v in data.items() if k != "articles"} | {"columns": columns}
     return {
-        **{f"data.{key}": value for key, value in data.items()},
+        **flat(read, "data."),
         "prompt.format": recipe.prompt.format,
         "prompt.train_on": recipe.prompt.trains_on,
         "sequence_length": recipe.sequence_length,
@@ -116,6 +119,20 @@ def spec_of(recipe: Recipe, tokenizer: str) -> dict[str, Any]:
         "prompt format version": prompts.VERSION,
         "dataset format version": FORMAT_VERSION,
     }
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections by dotted key.
+
+    >>> flat({"a": {"b": 1}, "c": [2]}, "data.")
+    {'data.a.b': 1, 'data.c': [2]}
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= (
+            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return found
 
 
 def hash_articles(files: dict[str, Path]) -> dict[str, str]:

@@ -22,6 +22,7 @@ Problems = Iterator[tuple[str, str]]
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 Share = Annotated[float, Field(gt=0, lt=1)]
+ShareOrEnd = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -50,6 +51,26 @@ class Model(Section):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Quality(Section):
+    """What an article must be to be learnt from. A few good ones beat many poor ones (LIMA)."""
+
+    languages: tuple[str, ...] = ()
+    """Languages that are kept, as ISO 639-1 has them: `en`; none named: all."""
+    min_words: Annotated[int, Field(ge=0)] = 0
+    """Of the description."""
+    max_words: Positive | None = None
+    """Of the description; null: any number."""
+    min_letters: ShareOrEnd = 0.0
+    """Letters and spaces among the characters of the description."""
+    max_capitals: ShareOrEnd = 1.0
+    """Capital letters among the letters of title and description."""
+    max_repetition: ShareOrEnd = 1.0
+    """Words of the description that stand in a run of words that came before."""
+    whole_sentences: bool = False
+    """Whether the description must end as a sentence does: feeds cut them off."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Data(Section):
     """The articles and how they are cleaned and divided."""
 
@@ -62,6 +83,13 @@ class Data(Section):
     """The share of articles kept for evaluation, or the first day of publication kept."""
     overlong: Literal["split", "reject"] = "split"
     """What becomes of an article longer than a row."""
+    quality: Quality = Field(default_factory=Quality)
+    near_duplicate: ShareOrEnd | None = 0.8
+    """Share of runs of words in common from which on the later article is rejected; null: none."""
+    same_story: ShareOrEnd | None = 0.5
+    """The same, from which on two articles are on one side of the split; null: none."""
+    takedown: str = "data/takedown.txt"
+    """A file of ids or URLs, one a line, of articles that are not used; it need not exist."""
 
     def problems(self) -> Problems:
         """Data sets of a hub are written as it writes them."""

@@ -10,11 +10,12 @@ from conftest import invented_articles, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.articles import Article, Reject, canonical_url, read_articles, to_article
+from data_prep.articles import Article, Reject, read_articles, to_article
 from data_prep.clean import preprocess_text
 from data_prep.dedupe import drop_duplicates, split
 from pressroom import sources
 from pressroom.console import UserError
+from pressroom.identity import canonical_url
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_every_line_is_an_article_or_a_reject(tmp_path: Path) -> None:
     )
     items = read(path)
     assert [type(i).__name__ for i in items] == ["Article"] + ["Reject"] * 9
-    assert [(i.source, i.cause) for i in items if isinstance(i, Reject)] == [
+    assert [(i.place, i.cause) for i in items if isinstance(i, Reject)] == [
         ("a.jsonl:3", "not JSON"),
         ("a.jsonl:4", "no description"),
         ("a.jsonl:5", "no title"),
@@ -144,7 +145,7 @@ def test_parquet_with_days_and_broken_text(tmp_path: Path) -> None:
     assert isinstance(first, Article)
     assert first.published_at == "2026-01-02T00:00:00"
     assert isinstance(second, Reject)
-    assert (second.source, second.cause) == ("a.parquet:2", "not UTF-8")
+    assert (second.place, second.cause) == ("a.parquet:2", "not UTF-8")
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_long_article_trains_each_token_once(
 ) -> None:
     recipe = make_recipe(sequence_length=32, prompt={"train_on": train_on})
     tokenizer = ArticleTokenizer(tokenizer_folder)
-    article = Article("id", "the city", "storm fire river " * 40, None, None, "line 1")
+    article = Article("id", "the city", "storm fire river " * 40, None, None, None, None, "line 1")
     (pieces,) = tokenize([article], recipe, tokenizer)
     assert isinstance(pieces, list)
     assert len(pieces) > 3
@@ -79,15 +79,15 @@ def test_overlong_can_be_rejected_instead(tokenizer_folder, make_recipe) -> None
     recipe = make_recipe(
         sequence_length=32, data={"articles": ["articles.jsonl"], "overlong": "reject"}
     )
-    article = Article("id", "the city", "storm fire river " * 40, None, None, "line 1")
+    article = Article("id", "the city", "storm fire river " * 40, None, None, None, None, "line 1")
     (reject,) = tokenize([article], recipe, ArticleTokenizer(tokenizer_folder))
-    assert (reject.source, reject.cause) == ("line 1", "longer than a row")
+    assert (reject.place, reject.cause) == ("line 1", "longer than a row")
 
 
 def test_a_prompt_that_leaves_nothing_to_train_on_is_rejected(
     tokenizer_folder, make_recipe
 ) -> None:
     recipe = make_recipe(sequence_length=32, prompt={"train_on": "answer"})
-    article = Article("id", "river " * 60, "storm", None, None, "line 1")
+    article = Article("id", "river " * 60, "storm", None, None, None, None, "line 1")
     (reject,) = tokenize([article], recipe, ArticleTokenizer(tokenizer_folder))
     assert reject.cause == "prompt fills a row"

@@ -107,7 +107,7 @@ def test_in_is_out_plus_rejects(make_recipe, home: Path) -> None:
         "not an object": 1,
     }
     listed = [json.loads(line) for line in (folder / "rejects.jsonl").read_text().splitlines()]
-    assert [r["source"] for r in listed] == [f"articles.jsonl:{n}" for n in (31, 32, 33, 34)]
+    assert [r["place"] for r in listed] == [f"articles.jsonl:{n}" for n in (31, 32, 33, 34)]
     assert "34 articles read" in summary(folder, Manifest.read(folder))
 
 
@@ -197,4 +197,4 @@ def test_other_rows_need_another_format_version(make_recipe) -> None:
     hostile = {"title": "<b>A</b> &amp; â€œBâ€\x9d", "description": "long river " * 100}
     folder = prepare(make_recipe(articles=[*invented_articles(20), hostile]))
     found = sha256_json([rows(folder, split) for split in dataset.SPLITS])[:16]
-    assert (dataset.FORMAT_VERSION, found) == (1, "a915624fbd5e21d7")
+    assert (dataset.FORMAT_VERSION, found) == (2, "a915624fbd5e21d7")

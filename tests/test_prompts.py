@@ -93,7 +93,7 @@ def test_masks_are_right_to_the_token(
     """Every token but BOS, or every token of the answer and eos, is trained once."""
     make_recipe(prompt={"format": name, "train_on": train_on}, sequence_length=256)
     recipe = Recipe.load("recipe.yaml")
-    articles = [Article("0" * 16, t, d, None, None, "x:1") for t, d in ODD]
+    articles = [Article("0" * 16, t, d, None, None, None, None, "x:1") for t, d in ODD]
     for (title, description), pieces in zip(
         ODD, tokenize(articles, recipe, tokenizer), strict=True
     ):
@@ -154,7 +154,7 @@ def test_a_format_of_ones_own_that_cuts_a_token_is_refused(
     monkeypatch.setitem(FORMATS, "well", PromptFormat("HEAD {title} TEXT", " {description}", "all"))
     make_recipe()
     articles = [
-        Article("0" * 16, a["title"], a["description"], None, None, "x:1")
+        Article("0" * 16, a["title"], a["description"], None, None, None, None, "x:1")
         for a in invented_articles(5)
     ]
     tokenizer = ArticleTokenizer(tokenizer_folder)

@@ -50,10 +50,10 @@ def test_every_kind_reads_the_same_under_any_names(tmp_path: Path, kind: str) ->
     renamed = [{RENAMED[key]: value for key, value in r.items()} | {"url": "no"} for r in records]
     found = read(write(tmp_path / kind, renamed), **RENAMED)
     assert all(isinstance(item, Article) for item in found)
-    assert [{**asdict(a), "source": ""} for a in found] == [
-        {**asdict(a), "source": ""} for a in plain
+    assert [{**asdict(a), "place": ""} for a in found] == [
+        {**asdict(a), "place": ""} for a in plain
     ]
-    assert [a.source for a in found] == [f"{kind}:{i}" for i in range(1, 21)]
+    assert [a.place for a in found] == [f"{kind}:{i}" for i in range(1, 21)]
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
@@ -133,7 +133,7 @@ def test_broken_text_in_arrow_is_a_listed_reject(tmp_path: Path) -> None:
     first, second = read(tmp_path / "a.arrow")
     assert isinstance(first, Article)
     assert isinstance(second, Reject)
-    assert (second.source, second.cause) == ("a.arrow:2", "not UTF-8")
+    assert (second.place, second.cause) == ("a.arrow:2", "not UTF-8")
 
 
 def test_folders_that_datasets_wrote(make_recipe, home: Path) -> None:

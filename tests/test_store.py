@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.articles import canonical_url, read_articles
+from data_prep.articles import read_articles
 from data_prep.budget import Budget
 from data_prep.feed import Request, Stopped
 from data_prep.page_cache import PageCache
 from data_prep.store import Lines, Store, open_store, to_bytes, to_line, url_id
 from pressroom.console import UserError
+from pressroom.identity import canonical_url
 
 TEXT = st.text(st.characters(exclude_categories=[]), max_size=30)
 """Any character that JSON can name, halves of surrogate pairs too."""
