@@ -6,9 +6,15 @@ Johnson et al., SIAM J. Comput. 3(4), 1974; for language models Ding et al., arX
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+Lengths = Sequence[int] | npt.NDArray[np.int64]
 
 
-def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def pack(lengths: Lengths, capacity: int) -> list[list[int]]:
     """Divide pieces over rows; nothing is dropped, and the same lengths give the same rows.
 
     Args:
@@ -21,32 +27,59 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     Raises:
         ValueError: A piece is empty or longer than a row.
     """
-    rows: list[list[int]] = []
+    lengths = np.asarray(lengths, dtype=np.int64)
+    for index in np.flatnonzero((lengths < 1) | (lengths > capacity))[:1]:
+        raise ValueError(f"piece {index} has {lengths[index]} tokens, a row {capacity}")
+    order = np.argsort(-lengths, kind="stable")
+    row_of = np.array(_rows_of(lengths[order], capacity), dtype=np.int64)
+    by_row = np.argsort(row_of, kind="stable")
+    pieces = order[by_row].tolist()
+    bounds = [0, *np.cumsum(np.bincount(row_of)).tolist()]
+    return [pieces[start:stop] for start, stop in pairwise(bounds)]
+
+
+def _rows_of(lengths: npt.NDArray[np.int64], capacity: int) -> list[int]:
+    """The row of each piece, longest first; pieces of one length are placed many at a time.
+
+    The row with the least room that suffices has the least still when a piece is in it, as long
+    as it suffices: so it takes as many as fit before the next row is looked at.
+    """
+    row_of: list[int] = []
+    num_rows = 0
     by_room: dict[int, list[int]] = {}
     rooms: list[int] = []  # the keys of by_room, ascending
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length = lengths[index]
-        if not 1 <= length <= capacity:
-            raise ValueError(f"piece {index} has {length} tokens, a row {capacity}")
-        place = bisect_left(rooms, length)
-        if place == len(rooms):
-            row, room = len(rows), capacity
-            rows.append([])
-        else:
-            room = rooms[place]
-            row = by_room[room].pop()
-            if not by_room[room]:
-                del by_room[room], rooms[place]
-        rows[row].append(index)
-        left = room - length
-        if left:
-            if left not in by_room:
-                by_room[left] = []
-                insort(rooms, left)
-            by_room[left].append(row)
-    return rows
+
+    def put(rows: list[int], room: int) -> None:
+        if rows and room:
+            if room not in by_room:
+                by_room[room] = []
+                insort(rooms, room)
+            by_room[room] += rows
+
+    sizes, counts = np.unique(lengths, return_counts=True)
+    for length, left in zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        while left:
+            place = bisect_left(rooms, length)
+            room = rooms[place] if place < len(rooms) else capacity
+            each = room // length
+            wanted = -(-left // each)
+            if place == len(rooms):
+                rows = list(range(num_rows, num_rows + wanted))
+                num_rows += wanted
+            else:
+                stack = by_room[room]
+                rows = stack[: -wanted - 1 : -1]
+                del stack[-wanted:]
+                if not stack:
+                    del by_room[room], rooms[place]
+            placed = min(left, each * len(rows))
+            row_of += rows if each == 1 else [row for row in rows for _ in range(each)][:placed]
+            put(rows[:-1], room - each * length)
+            put(rows[-1:], room - (placed - each * (len(rows) - 1)) * length)
+            left -= placed
+    return row_of
 
 
-def efficiency(lengths: Sequence[int], num_rows: int, capacity: int) -> float:
+def efficiency(lengths: Lengths, num_rows: int, capacity: int) -> float:
     """Tokens over the room of all rows: 1.0 wastes nothing."""
-    return sum(lengths) / (num_rows * capacity) if num_rows else 1.0
+    return float(np.sum(lengths)) / (num_rows * capacity) if num_rows else 1.0

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow as pa
 
 from data_prep import shards
 from data_prep.articles import Article, Reject, read_articles
 from data_prep.dedupe import drop_duplicates, split
-from data_prep.packing import efficiency, pack
-from data_prep.tokens import Piece, tokenize
 from pressroom import dataset
 from pressroom.base_model import model_folder
 from pressroom.console import Progress, UserError, entry, log, say
@@ -76,18 +75,30 @@ def prepare(recipe: Recipe) -> Path:
         packing: dict[str, float] = {}
         all_shards: list[Shard] = []
         for name, chosen in zip(dataset.SPLITS, (train, held_out), strict=True):
-            pieces, good, overlong = _tokenize(chosen, recipe, tokenizer, name)
-            rejects += overlong
-            if not good:
+            (partial / name).mkdir()
+            file = "data-00000-of-00001.arrow"
+            table = _table(chosen)
+            written = shards.write_shard(partial / name / file, table, recipe, tokenizer)
+            rejects += written.rejects
+            if not written.rows:
                 raise UserError(
                     f"data: not one article is left for the {name} split ({len(train)} to train "
                     f"on, {len(held_out)} held out by data.held_out, {len(rejects)} rejected)"
                 )
-            counts[name] = len(good)
-            lengths = [len(piece.ids) for piece in pieces]
-            rows = pack(lengths, recipe.sequence_length)
-            packing[name] = efficiency(lengths, len(rows), recipe.sequence_length)
-            all_shards += shards.write_split(partial, name, pieces, rows, recipe.sequence_length)
+            counts[name] = written.index.num_rows
+            packing[name] = written.tokens / (written.rows * recipe.sequence_length)
+            shard = Shard(
+                split=name,
+                file=f"{name}/{file}",
+                rows=written.rows,
+                tokens=written.tokens,
+                trained_tokens=written.trained_tokens,
+                sha256=written.sha256,
+            )
+            all_shards.append(shard)
+            shards.describe_split(partial / name, [file], written.sha256[:16])
+            good_places = set(written.index["place"].to_pylist())
+            good = [article for article in chosen if article.place in good_places]
             if name == "held_out":
                 _write_lines(partial / "held_out.jsonl", map(_as_text, good))
         counts["rejected"] = dict(Counter(reject.cause for reject in rejects).most_common())
@@ -154,21 +165,11 @@ def _read(files: dict[str, Path], recipe: Recipe) -> tuple[list[Article], list[R
     return kept, rejects
 
 
-def _tokenize(
-    articles: list[Article], recipe: Recipe, tokenizer: ArticleTokenizer, name: str
-) -> tuple[list[Piece], list[Article], list[Reject]]:
-    pieces: list[Piece] = []
-    good: list[Article] = []
-    rejects: list[Reject] = []
-    with Progress(f"tokenize {name}", len(articles), "article") as progress:
-        for article, result in zip(articles, tokenize(articles, recipe, tokenizer), strict=True):
-            if isinstance(result, Reject):
-                rejects.append(result)
-            else:
-                pieces += result
-                good.append(article)
-            progress.advance()
-    return pieces, good, rejects
+def _table(articles: list[Article]) -> pa.Table:
+    names = ("id", "title", "description", "place")
+    return pa.table(
+        {name: pa.array([getattr(a, name) for a in articles], pa.string()) for name in names}
+    )
 
 
 def _as_text(article: Article) -> dict[str, str]:

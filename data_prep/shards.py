@@ -1,87 +1,123 @@
-"""Packed rows -> Arrow shards that `datasets.load_from_disk` and plain pyarrow open.
+"""Articles -> an Arrow shard of packed rows that `datasets.load_from_disk` and pyarrow open.
 
 A row has `input_ids`, `labels` (-100 where no loss), `seq_lengths` (tokens of each article's
 piece) and `prompt_lengths` (how many of those come before the description); all int32. The same
-rows give the same bytes. Knows nothing of articles.
+articles give the same bytes. Knows nothing of other shards, and of a dataset only the two small
+files by which `datasets` knows it.
+
+P pieces, R rows; pieces stand in the rows' order where they are written.
 """
 
-import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from data_prep.tokens import Ids, Piece
-from pressroom.dataset import IGNORE, SPLITS, Shard
+from data_prep.articles import Reject
+from data_prep.packing import pack
+from data_prep.tokens import Ids, Integers, Pieces, ranges, tokenize
+from pressroom.dataset import IGNORE, SPLITS
 from pressroom.files import sha256_file
+from pressroom.recipe import Recipe
+from pressroom.tokenizer import ArticleTokenizer
 
-_SHARD_TOKENS = 2**24
-_BATCH_ROWS = 1000
+_BATCH_TOKENS = 2**20
 COLUMNS = ("input_ids", "labels", "seq_lengths", "prompt_lengths")
 SCHEMA = pa.schema([(name, pa.list_(pa.int32())) for name in COLUMNS])
 
 
-def write_split(
-    folder: Path, split: str, pieces: Sequence[Piece], rows: Sequence[Sequence[int]], capacity: int
-) -> list[Shard]:
-    """Write the shards of one split, each about 128 MB; return what is in each.
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What is in a shard, and what is not."""
+
+    rows: int
+    tokens: int
+    trained_tokens: int
+    sha256: str
+    rejects: list[Reject]
+    index: pa.Table
+    """Of each good article, in order: `id`, `place`, and the `rows` in which its pieces stand."""
+
+
+def write_shard(
+    path: Path, articles: pa.Table, recipe: Recipe, tokenizer: ArticleTokenizer
+) -> Written:
+    """Tokenize, mask and pack articles, and write their rows as an Arrow stream.
+
+    What is in memory follows from the articles given: about their text once as ids, and a batch
+    of rows.
 
     Args:
-        folder: The dataset's folder.
-        split: `train` or `held_out`.
-        pieces: All pieces of the split.
-        rows: For each row the indices of its pieces.
-        capacity: Tokens of a row.
+        path: The file; whoever calls makes it visible when it is whole.
+        articles: With text columns id, title, description, place.
+        recipe: Its prompt, its sequence length, and what to do with what is longer.
+        tokenizer: The model's.
+
+    Raises:
+        UserError: The format's prompt does not end where a token ends.
     """
-    (folder / split).mkdir(parents=True)
-    rows_per_shard = max(1, _SHARD_TOKENS // capacity)
-    num_shards = max(1, -(-len(rows) // rows_per_shard))
-    names = [f"data-{i:05d}-of-{num_shards:05d}.arrow" for i in range(num_shards)]
-    shards = []
-    for number, name in enumerate(names):
-        chosen = rows[number * rows_per_shard : (number + 1) * rows_per_shard]
-        packed = [[pieces[i] for i in row] for row in chosen]
-        shards.append(_write_shard(folder, f"{split}/{name}", packed))
-    content = "".join(shard.sha256 for shard in shards)
-    _describe_split(folder / split, names, hashlib.sha256(content.encode()).hexdigest()[:16])
-    return shards
-
-
-def _write_shard(folder: Path, name: str, rows: Sequence[Sequence[Piece]]) -> Shard:
-    tokens = trained = 0
-    with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
-        for start in range(0, len(rows), _BATCH_ROWS):
-            batch = rows[start : start + _BATCH_ROWS]
-            ids = [np.concatenate([p.ids for p in row]) for row in batch]
-            labels = [np.concatenate([p.labels for p in row]) for row in batch]
-            columns = [
-                ids,
-                labels,
-                [np.array([len(p.ids) for p in row], dtype=np.int32) for row in batch],
-                [np.array([p.prompt_length for p in row], dtype=np.int32) for row in batch],
-            ]
-            writer.write_batch(pa.record_batch([_lists(c) for c in columns], schema=SCHEMA))
-            tokens += sum(map(len, ids))
-            trained += sum(int((label != IGNORE).sum()) for label in labels)
-    return Shard(
-        split=name.partition("/")[0],
-        file=name,
+    pieces, rejects = tokenize(articles, recipe, tokenizer)
+    rows = pack(pieces.lengths, recipe.sequence_length)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
+        for batch in _record_batches(pieces, rows, max(1, _BATCH_TOKENS // recipe.sequence_length)):
+            writer.write_batch(batch)
+    tokens = int(pieces.lengths.sum())
+    return Written(
         rows=len(rows),
         tokens=tokens,
-        trained_tokens=trained,
-        sha256=sha256_file(folder / name),
+        trained_tokens=tokens - int(pieces.masked.sum()),
+        sha256=sha256_file(path),
+        rejects=rejects,
+        index=_index(articles, pieces, rows),
     )
 
 
-def _lists(arrays: Sequence[Ids]) -> pa.ListArray:
-    offsets = np.concatenate([[0], np.cumsum([len(a) for a in arrays])]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays)))
+def _record_batches(
+    pieces: Pieces, rows: Sequence[Sequence[int]], most_rows: int
+) -> Iterator[pa.RecordBatch]:
+    for start in range(0, len(rows), most_rows):
+        batch = rows[start : start + most_rows]
+        counts_R = np.fromiter(map(len, batch), np.int64, len(batch))
+        chosen_P = np.fromiter(chain.from_iterable(batch), np.int64, counts_R.sum())
+        lengths_P = pieces.lengths[chosen_P]
+        ids = pieces.ids[ranges(pieces.starts[chosen_P], lengths_P)]
+        labels = ids.copy()
+        labels[ranges(np.cumsum(lengths_P) - lengths_P, pieces.masked[chosen_P])] = IGNORE
+        last_R = np.cumsum(counts_R) - 1
+        tokens_R = np.diff(np.cumsum(lengths_P)[last_R], prepend=0)
+        columns = [
+            _lists(ids, tokens_R),
+            _lists(labels, tokens_R),
+            _lists(lengths_P, counts_R),
+            _lists(pieces.prompt_lengths[chosen_P], counts_R),
+        ]
+        yield pa.record_batch(columns, schema=SCHEMA)
 
 
-def _describe_split(folder: Path, names: Sequence[str], fingerprint: str) -> None:
-    """The two small files by which `datasets` knows a split."""
+def _lists(values: Ids | Integers, lengths: Integers) -> pa.ListArray:
+    """Values divided into lists of some lengths."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(
+        pa.array(offsets), pa.array(values.astype(np.int32, copy=False))
+    )
+
+
+def _index(articles: pa.Table, pieces: Pieces, rows: Sequence[Sequence[int]]) -> pa.Table:
+    """Which article stands in which rows."""
+    row_P = np.empty(len(pieces.lengths), np.int64)
+    in_rows = np.fromiter(chain.from_iterable(rows), np.int64, len(row_P))
+    row_P[in_rows] = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    good, counts = np.unique(pieces.articles, return_counts=True)
+    index = articles.select(["id", "place"]).take(good)
+    return index.append_column("rows", _lists(row_P, counts)).combine_chunks()
+
+
+def describe_split(folder: Path, names: Sequence[str], fingerprint: str) -> None:
+    """The two small files by which `datasets` knows a split, whose shards bear these names."""
     from datasets import DatasetInfo, Features
 
     DatasetInfo(features=Features.from_arrow_schema(SCHEMA)).write_to_directory(str(folder))

@@ -1,70 +1,159 @@
-"""Article -> token ids and loss mask, in pieces that fit a row.
+"""Articles -> token ids, cut into pieces that fit a row.
 
 An article longer than a row is split: each later piece begins with the last token of the piece
 before it, as context without loss, so every token is trained exactly once and none twice. Knows
 nothing of rows or files.
+
+T tokens, A articles, P pieces.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from data_prep.articles import Article, Reject
+from data_prep.articles import Reject
 from pressroom.console import UserError
-from pressroom.dataset import IGNORE
 from pressroom.prompts import FORMATS
 from pressroom.recipe import Recipe
 from pressroom.tokenizer import ArticleTokenizer, Tokens
 
-_BATCH = 1000
+_BATCH_BYTES = 2**20
+"""Of text tokenized at once: what the library makes of it takes thirty times as much."""
 _SAMPLE = 50
 
 Ids = npt.NDArray[np.int32]
+Integers = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A run of one article's tokens that goes into one row."""
+@dataclass(frozen=True)
+class Pieces:
+    """Runs of articles' tokens, each of which goes into one row; in the articles' order."""
 
     ids: Ids
-    labels: Ids
-    """The ids, or IGNORE: at the first token always, for nothing comes before it."""
-    prompt_length: int
-    """How many of the ids come before the article's description."""
+    """[T]: every token of every article, BOS and eos included."""
+    articles: Integers
+    """[P]: whose piece it is, by its row in the table."""
+    starts: Integers
+    """[P]: its first token in `ids`."""
+    lengths: Integers
+    """[P]: how many of the ids."""
+    prompt_lengths: Integers
+    """[P]: how many of those come before the article's description."""
+    masked: Integers
+    """[P]: how many carry no loss: the first always, for nothing comes before it."""
 
 
 def tokenize(
-    articles: Sequence[Article], recipe: Recipe, tokenizer: ArticleTokenizer
-) -> Iterator[list[Piece] | Reject]:
-    """Tokenize articles in order; each gives its pieces, or a reject.
+    articles: pa.Table, recipe: Recipe, tokenizer: ArticleTokenizer
+) -> tuple[Pieces, list[Reject]]:
+    """Tokenize articles and cut them into pieces; what does not fit is a reject.
+
+    Args:
+        articles: With text columns id, title, description, place.
+        recipe: Its prompt, its sequence length, and what to do with what is longer.
+        tokenizer: The model's.
 
     Raises:
         UserError: The format's prompt does not end where a token ends.
     """
-    prompt_format = FORMATS[recipe.prompt.format]
-    for start in range(0, len(articles), _BATCH):
-        batch = articles[start : start + _BATCH]
-        prompts = [prompt_format.render_prompt(article.title) for article in batch]
-        answers = [prompt_format.render_answer(article.description) for article in batch]
+    capacity, answer_only = recipe.sequence_length, recipe.prompt.trains_on == "answer"
+    tokens = _encode(articles, recipe.prompt.format, tokenizer)
+    first_A = np.cumsum(tokens.lengths) - tokens.lengths
+    overlong_A = (tokens.lengths > capacity) & (recipe.data.overlong == "reject")
+    full_A = (tokens.prompt_lengths >= capacity) & answer_only & ~overlong_A
+    rejects = [
+        _reject("longer than a row", article, tokens.lengths[number])
+        if overlong_A[number]
+        else _reject("prompt fills a row", article, tokens.prompt_lengths[number])
+        for number, article in _chosen(articles, overlong_A | full_A)
+    ]
+    good = np.flatnonzero(~overlong_A & ~full_A)
+    owner_P, offsets_P, lengths_P = cuts(tokens.lengths[good], capacity)
+    articles_P = good[owner_P]
+    prompts_P = np.clip(tokens.prompt_lengths[articles_P] - offsets_P, 0, lengths_P)
+    return Pieces(
+        ids=tokens.ids,
+        articles=articles_P,
+        starts=first_A[articles_P] + offsets_P,
+        lengths=lengths_P,
+        prompt_lengths=prompts_P,
+        masked=np.maximum(prompts_P, 1) if answer_only else np.ones_like(prompts_P),
+    ), rejects
+
+
+def cuts(lengths_A: Integers, capacity: int) -> tuple[Integers, Integers, Integers]:
+    """Where to cut articles: neighbours share one token.
+
+    Returns:
+        Of each piece [P] the article, the first token in that, and the length.
+
+    >>> [array.tolist() for array in cuts(np.array([3, 10]), 4)]
+    [[0, 1, 1, 1], [0, 0, 3, 6], [3, 4, 4, 4]]
+    """
+    step = capacity - 1
+    pieces_A = np.maximum(-(-(lengths_A - 1) // step), 1)
+    owner_P = np.repeat(np.arange(len(lengths_A)), pieces_A)
+    starts_P = step * ranges(np.zeros_like(pieces_A), pieces_A)
+    return owner_P, starts_P, np.minimum(lengths_A[owner_P] - starts_P, capacity)
+
+
+def ranges(starts: Integers, lengths: Integers) -> Integers:
+    """Runs of consecutive numbers, one behind the other.
+
+    >>> ranges(np.array([7, 2]), np.array([3, 2])).tolist()
+    [7, 8, 9, 2, 3]
+    """
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(lengths.sum())
+
+
+def _encode(articles: pa.Table, name: str, tokenizer: ArticleTokenizer) -> Tokens:
+    """All articles' tokens; a batch at a time, for what the library makes takes room."""
+    prompt_format = FORMATS[name]
+    parts = [Tokens(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64))]
+    for batch in _batches(articles):
+        prompts = [prompt_format.render_prompt(text) for text in batch["title"].to_pylist()]
+        answers = [prompt_format.render_answer(text) for text in batch["description"].to_pylist()]
         tokens = tokenizer.encode_articles(prompts, answers)
-        if start == 0:
-            _require_boundary(prompts[:_SAMPLE], tokens, recipe.prompt.format, tokenizer)
-        for article, encoded in zip(batch, tokens, strict=True):
-            yield _pieces(encoded, recipe, article.place)
+        if len(parts) == 1:
+            _require_boundary(prompts[:_SAMPLE], tokens, name, tokenizer)
+        parts.append(tokens)
+    return Tokens(
+        ids=np.concatenate([part.ids for part in parts]),
+        lengths=np.concatenate([part.lengths for part in parts]),
+        prompt_lengths=np.concatenate([part.prompt_lengths for part in parts]),
+    )
+
+
+def _batches(articles: pa.Table) -> Iterator[pa.Table]:
+    """Neighbours of about a megabyte of text together, the last of them whole."""
+    bytes_A = sum(
+        pc.binary_length(articles[name]).to_numpy().astype(np.int64)
+        for name in ("title", "description")
+    )
+    batch_A = (np.cumsum(bytes_A) - bytes_A) // _BATCH_BYTES
+    bounds = [0, *(1 + np.flatnonzero(np.diff(batch_A))), len(articles)]
+    for start, stop in pairwise(bounds):
+        if stop > start:
+            yield articles.slice(start, stop - start)
 
 
 def _require_boundary(
-    prompts: Sequence[str], tokens: Sequence[Tokens], name: str, tokenizer: ArticleTokenizer
+    prompts: Sequence[str], tokens: Tokens, name: str, tokenizer: ArticleTokenizer
 ) -> None:
     """A format whose prompt ends inside a token would generate from other ids than it trains on.
 
     One odd article may do so; when most of them do, it is the format.
     """
+    starts = np.cumsum(tokens.lengths) - tokens.lengths
     alike = sum(
-        tokenizer.encode_prompt(prompt) == article.ids[: article.prompt_length]
-        for prompt, article in zip(prompts, tokens, strict=False)
+        tokenizer.encode_prompt(prompt) == tokens.ids[start : start + length].tolist()
+        for prompt, start, length in zip(prompts, starts, tokens.prompt_lengths, strict=False)
     )
     if 2 * alike < len(prompts):
         raise UserError(
@@ -73,31 +162,13 @@ def _require_boundary(
         )
 
 
-def _pieces(tokens: Tokens, recipe: Recipe, place: str) -> list[Piece] | Reject:
-    length = len(tokens.ids)
-    if length > recipe.sequence_length and recipe.data.overlong == "reject":
-        return Reject(place, "longer than a row", f"{length} tokens")
-    answer_only = recipe.prompt.trains_on == "answer"
-    if answer_only and tokens.prompt_length >= recipe.sequence_length:
-        return Reject(place, "prompt fills a row", f"{tokens.prompt_length} tokens")
-    ids = np.array(tokens.ids, dtype=np.int32)
-    labels = ids.copy()
-    labels[: tokens.prompt_length if answer_only else 1] = IGNORE
-    return [
-        Piece(
-            ids[start:stop],
-            np.concatenate([[np.int32(IGNORE)], labels[start + 1 : stop]], dtype=np.int32),
-            min(max(tokens.prompt_length - start, 0), stop - start),
-        )
-        for start, stop in cuts(length, recipe.sequence_length)
-    ]
+def _chosen(
+    articles: pa.Table, which_A: npt.NDArray[np.bool_]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Row in the table, and id and place, of some articles."""
+    rows = np.flatnonzero(which_A)
+    yield from zip(rows, articles.select(["id", "place"]).take(rows).to_pylist(), strict=True)
 
 
-def cuts(length: int, capacity: int) -> list[tuple[int, int]]:
-    """Where to cut an article: (start, stop) of each piece, one token shared by neighbours.
-
-    >>> cuts(10, 4)
-    [(0, 4), (3, 7), (6, 10)]
-    """
-    starts = range(0, max(length - 1, 1), capacity - 1)
-    return [(start, min(start + capacity, length)) for start in starts]
+def _reject(cause: str, article: dict[str, str], count: int) -> Reject:
+    return Reject(article["place"], cause, f"{count} tokens", article["id"])

@@ -10,24 +10,32 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
 from pressroom.console import UserError
 from pressroom.files import sha256_file
+from pressroom.token_bytes import bytes_of_tokens, prompt_lengths
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One tokenized article."""
+    """Tokenized articles, one behind the other."""
 
-    ids: list[int]
-    """BOS, the prompt, the answer, eos."""
-    prompt_length: int
-    """How many of the ids, BOS included, come before the answer."""
+    ids: "npt.NDArray[np.int32]"
+    """[T]; of each article BOS, the prompt, the answer, eos."""
+    lengths: "npt.NDArray[np.int64]"
+    """[A]: how many of the ids are whose."""
+    prompt_lengths: "npt.NDArray[np.int64]"
+    """[A]: how many of an article's ids, BOS included, come before the answer."""
 
 
 class ArticleTokenizer:
@@ -50,6 +58,8 @@ class ArticleTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
+        # It adds BOS and eos, which is done here, and may cut spaces off a token's offsets.
+        self._tokenizer.post_processor = None
         self.bos_id = self._special(names, "bos_token", folder)
         self.eos_id = self._special(names, "eos_token", folder)
         self.vocabulary_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
@@ -67,18 +77,47 @@ class ArticleTokenizer:
         """BOS and the ids of a text that a model is to continue."""
         return [self.bos_id, *self._tokenizer.encode(text, add_special_tokens=False).ids]
 
-    def encode_articles(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Tokens]:
+    def encode_articles(self, prompts: Sequence[str], answers: Sequence[str]) -> Tokens:
         """Tokenize articles: BOS, prompt and answer as one text, eos.
 
         A token belongs to the answer when it starts at or behind the answer's first character.
         """
+        import numpy as np
+
         texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        tokens = []
-        for prompt, encoding in zip(prompts, encodings, strict=True):
-            before = sum(start < len(prompt) for start, _ in encoding.offsets)
-            tokens.append(Tokens([self.bos_id, *encoding.ids, self.eos_id], 1 + before))
-        return tokens
+        if self._bytes_of_tokens is None:
+            encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+            before = np.array([_before(*pair) for pair in zip(prompts, encodings, strict=True)])
+            return Tokens(*self._joined(encodings), 1 + before.astype(np.int64))
+        ids_T, lengths_A = self._joined(
+            self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        )
+        bytes_V, most_added = self._bytes_of_tokens
+        bytes_T = bytes_V[ids_T]
+        ends_A = np.cumsum(lengths_A)
+        bytes_T[ends_A - lengths_A] = bytes_T[ends_A - 1] = 0
+        prompts_A, sure_A = prompt_lengths(
+            bytes_T, lengths_A, _num_bytes(prompts), _num_bytes(texts), most_added
+        )
+        for index in np.flatnonzero(~sure_A).tolist():
+            encoding = self._tokenizer.encode(texts[index], add_special_tokens=False)
+            prompts_A[index] = 1 + _before(prompts[index], encoding)
+        return Tokens(ids_T, lengths_A, prompts_A)
+
+    @cached_property
+    def _bytes_of_tokens(self) -> "tuple[npt.NDArray[np.int64], int] | None":
+        return bytes_of_tokens(self._tokenizer)
+
+    def _joined(
+        self, encodings: list[Any]
+    ) -> "tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]":
+        """The ids of texts, BOS and eos around each, and how many each has."""
+        import numpy as np
+
+        lengths_A = 2 + np.fromiter(map(len, encodings), np.int64, len(encodings))
+        bos, eos = (self.bos_id,), (self.eos_id,)
+        runs = (run for encoding in encodings for run in (bos, encoding.ids, eos))
+        return np.fromiter(chain.from_iterable(runs), np.int32, lengths_A.sum()), lengths_A
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text, special tokens shown."""
@@ -116,3 +155,14 @@ class ArticleTokenizer:
         names = {"bos_token": self.bos_id, "eos_token": self.eos_id}
         config = {name: self._tokenizer.id_to_token(number) for name, number in names.items()}
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), "utf-8")
+
+
+def _before(prompt: str, encoding: Any) -> int:
+    """How many tokens of a text start before its prompt ends."""
+    return sum(start < len(prompt) for start, _ in encoding.offsets)
+
+
+def _num_bytes(texts: Sequence[str]) -> "npt.NDArray[np.int64]":
+    import numpy as np
+
+    return np.fromiter((len(text.encode()) for text in texts), np.int64, len(texts))

@@ -39,9 +39,9 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_spans_joined_are_the_text(request: pytest.FixtureRequest, kind: str, data) -> None:
     tokenizer = ArticleTokenizer(request.getfixturevalue(kind))
     text = data.draw(st.text("ab é😀中 \u202e", min_size=1))
-    (tokens,) = tokenizer.encode_articles([""], [text])
-    labels = [token if data.draw(st.booleans()) else IGNORE for token in tokens.ids]
-    found = list(spans(tokens.ids, labels, tokenizer))
+    ids = tokenizer.encode_articles([""], [text]).ids.tolist()
+    labels = [token if data.draw(st.booleans()) else IGNORE for token in ids]
+    found = list(spans(ids, labels, tokenizer))
     assert [s.text for s in found if s.special] == ["<s>", "</s>"]
     assert "".join(s.text for s in found if not s.special) == visible(text)
     assert (
@@ -53,19 +53,20 @@ def test_spans_joined_are_the_text(request: pytest.FixtureRequest, kind: str, da
 def test_a_space_belongs_to_the_word_behind_it(tokenizer_folder, llama_folder) -> None:
     for folder in (tokenizer_folder, llama_folder):
         tokenizer = ArticleTokenizer(folder)
-        (tokens,) = tokenizer.encode_articles(["ab"], [" cd"])
-        labels = [IGNORE] * tokens.prompt_length + tokens.ids[tokens.prompt_length :]
-        shown = show(list(spans(tokens.ids, labels, tokenizer)), color=False)
+        tokens = tokenizer.encode_articles(["ab"], [" cd"])
+        ids, (prompt_length,) = tokens.ids.tolist(), tokens.prompt_lengths
+        labels = [IGNORE] * prompt_length + ids[prompt_length:]
+        shown = show(list(spans(ids, labels, tokenizer)), color=False)
         assert shown == "    ⟦<s>ab⟧ cd</s>"
 
 
 def test_a_character_of_several_tokens_stays_whole(tokenizer_folder, llama_folder) -> None:
     for folder in (tokenizer_folder, llama_folder):
         tokenizer = ArticleTokenizer(folder)
-        (tokens,) = tokenizer.encode_articles([""], ["a😀b"])
-        first_byte = tokens.ids.index(tokenizer.encode_prompt("a")[-1]) + 2
-        labels = [IGNORE] * first_byte + tokens.ids[first_byte:]
-        shown = show(list(spans(tokens.ids, labels, tokenizer)), color=False)
+        ids = tokenizer.encode_articles([""], ["a😀b"]).ids.tolist()
+        first_byte = ids.index(tokenizer.encode_prompt("a")[-1]) + 2
+        labels = [IGNORE] * first_byte + ids[first_byte:]
+        shown = show(list(spans(ids, labels, tokenizer)), color=False)
         assert shown == "    ⟦<s>a⟧😀b</s>"
 
 

@@ -142,8 +142,7 @@ def test_text_that_would_drive_the_terminal_is_shown_by_code(make_recipe, inspec
     # Preparation removes some of it: the ids are written by hand.
     folder = prepare(make_recipe(articles=good))
     tokenizer = ArticleTokenizer(folder / dataset.TOKENIZER)
-    (tokens,) = tokenizer.encode_articles([""], [hostile])
-    ids = tokens.ids
+    ids = tokenizer.encode_articles([""], [hostile]).ids.tolist()
     row = {
         "input_ids": ids,
         "labels": [IGNORE, *ids[1:]],

@@ -130,7 +130,7 @@ def test_llama2_ids_are_metas(llama2_tokenizer: Path) -> None:
         "[INST] x [/INST]": [1, 518, 25580, 29962, 921, 518, 29914, 25580, 29962],
     }.items():
         assert tokenizer.encode_prompt(text) == ids
-    (tokens,) = tokenizer.encode_articles(["### title: Hello ### description:"], [" world"])
+    tokens = tokenizer.encode_articles(["### title: Hello ### description:"], [" world"])
     assert tokens.ids[-2:] == [3186, 2]
     assert tokenizer.decode(tokens.ids) == "<s> ### title: Hello ### description: world</s>"
 
@@ -140,7 +140,7 @@ def test_articles_are_data(tokenizer: ArticleTokenizer) -> None:
     news = FORMATS["news"]
     prompt, answer = news.render_prompt(title), news.render_answer(description)
     assert prompt + answer == f"### title: {title} ### description: {description}"
-    (tokens,) = tokenizer.encode_articles([prompt], [answer])
+    tokens = tokenizer.encode_articles([prompt], [answer])
     assert tokens.ids.count(tokenizer.eos_id) == 1
     assert tokens.ids.count(tokenizer.bos_id) == 1
     assert tokenizer.decode(tokens.ids[1:-1]) == prompt + answer
