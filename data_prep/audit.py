@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.checks import OF_PIECES, Promise, ends
-from data_prep.columns import Ints, Mask, Pieces, flat, open_shard, sound
-from pressroom.console import Progress
+from data_prep.columns import Ints, Mask, Pieces, batches, flat, sound
+from data_prep.shards import SCHEMA
+from pressroom.console import Progress, UserError
 from pressroom.dataset import IGNORE, SPLITS, Manifest, Shard
 from pressroom.tokenizer import ArticleTokenizer
 
@@ -58,11 +59,10 @@ def audit(
 ) -> tuple[dict[str, Split], list[Verdict]]:
     """Look at every row of a dataset.
 
+    Of a damaged shard what can be read is looked at; what is missing is told with the counts.
+
     Returns:
         The figures of each split, and what was checked.
-
-    Raises:
-        UserError: A shard does not hold packed rows.
     """
     verdicts = {claim: Verdict(claim) for claim in (_AGREE, _FITS, _BEGINS, *OF_PIECES, _COUNTS)}
     splits = {}
@@ -70,7 +70,7 @@ def audit(
         for name in SPLITS:
             reader = _Reader(name, Promise.of(manifest, tokenizer), verdicts)
             for shard in (s for s in manifest.shards if s.split == name):
-                reader.read_shard(shard, open_shard(folder / shard.file), progress)
+                reader.read_shard(shard, folder / shard.file, progress)
             reader.match_pieces()
             splits[name] = reader.figures()
             if splits[name].articles != manifest.counts[name]:
@@ -87,32 +87,42 @@ class _Reader:
         empty: Ints = np.array([], dtype=np.int32)
         self._tokens_R, self._pieces_R, self._lengths_P = [empty], [empty], [empty]
         self._rows = self._trained = self._articles = 0
+        self._shards: list[tuple[int, str]] = []  # the split's row that is its first
         # By the token that they share: pieces without BOS, pieces without eos.
         self._continued: dict[int, list[Place]] = defaultdict(list)
         self._going_on: dict[int, list[Place]] = defaultdict(list)
 
-    def read_shard(self, shard: Shard, table: pa.Table, progress: Progress) -> None:
+    def read_shard(self, shard: Shard, path: Path, progress: Progress) -> None:
         """Look at a shard's rows, and hold their number against the manifest."""
-        tokens = trained = 0
-        for rows in table.to_batches():
-            tokens_R = flat(rows, "input_ids")[1]
-            tokens += int(tokens_R.sum())
-            trained += int((flat(rows, "labels")[0] != IGNORE).sum())
-            self._tokens_R.append(tokens_R)
-            sound_R = sound(rows)
-            for claim, wrong_R in (
-                (_AGREE, ~sound_R),
-                (_FITS, tokens_R > self._promise.sequence_length),
-            ):
-                self._note(claim, [(self._rows + row,) for row in np.flatnonzero(wrong_R).tolist()])
-            if sound_R.any():
-                self._read_pieces(rows, np.flatnonzero(sound_R))
-            self._rows += len(rows)
-            progress.advance(len(rows))
-        self._trained += trained
-        if (table.num_rows, tokens, trained) != (shard.rows, shard.tokens, shard.trained_tokens):
-            has = f"{table.num_rows:,} rows, {tokens:,} tokens, {trained:,} of them trained on"
-            self._verdicts[_COUNTS].note(1, f"{shard.file} has {has}")
+        self._shards.append((self._rows, shard.file))
+        first, tokens, trained, end = self._rows, 0, self._trained, ""
+        try:
+            for rows in batches(path, SCHEMA):
+                tokens += self._read_rows(rows)
+                progress.advance(len(rows))
+        except UserError as error:
+            end = f", and then: {error}"
+        counted = (self._rows - first, tokens, self._trained - trained)
+        if end or counted != (shard.rows, shard.tokens, shard.trained_tokens):
+            has = "{:,} rows, {:,} tokens, {:,} of them trained on".format(*counted)
+            self._verdicts[_COUNTS].note(1, f"{shard.file} has {has}{end}")
+        self._rows = max(self._rows, first + shard.rows)  # rows behind a cut keep their numbers
+
+    def _read_rows(self, rows: pa.RecordBatch) -> int:
+        """Look at some rows; how many tokens they have."""
+        tokens_R = flat(rows, "input_ids")[1]
+        self._trained += int((flat(rows, "labels")[0] != IGNORE).sum())
+        self._tokens_R.append(tokens_R)
+        sound_R = sound(rows)
+        for claim, wrong_R in (
+            (_AGREE, ~sound_R),
+            (_FITS, tokens_R > self._promise.sequence_length),
+        ):
+            self._note(claim, [(self._rows + row,) for row in np.flatnonzero(wrong_R).tolist()])
+        if sound_R.any():
+            self._read_pieces(rows, np.flatnonzero(sound_R))
+        self._rows += len(rows)
+        return int(tokens_R.sum())
 
     def _read_pieces(self, rows: pa.RecordBatch, sound_rows: Ints) -> None:
         pieces = Pieces.of(rows if len(sound_rows) == len(rows) else rows.take(sound_rows))
@@ -146,8 +156,9 @@ class _Reader:
     def _note(self, claim: str, places: list[Place]) -> None:
         if places:
             row, *article = places[0]
+            first, file = max(shard for shard in self._shards if shard[0] <= row)
             where = f"{self._name} row {row}" + "".join(f", article {a + 1}" for a in article)
-            self._verdicts[claim].note(len(places), where)
+            self._verdicts[claim].note(len(places), f"{where} ({file}, its row {row - first})")
 
     def figures(self) -> Split:
         """What the rows that were read amount to."""

@@ -5,6 +5,7 @@ P pieces (an article, or one part of an article that was split), R rows of the b
 nothing of what is right or wrong in a row.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,21 +23,42 @@ Ints = npt.NDArray[Any]  # int32 of a column, or int64 of a sum
 Mask = npt.NDArray[np.bool_]
 
 
+def batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows of an Arrow stream, memory-mapped, batch by batch; also of a damaged file.
+
+    Each is validated: an offset that points outside would end the process, not the reading.
+
+    Raises:
+        UserError: It is no stream of such rows, or none up to its end. One that is cut between two
+            batches ends without a word.
+    """
+    try:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
+            if not stream.schema.equals(schema):
+                found = ", ".join(f"{field.name} ({field.type})" for field in stream.schema)
+                raise UserError(f"{path}: its columns are {found}")
+            for batch in stream:
+                batch.validate(full=True)
+                if any(map(_nulls, batch.columns)):
+                    raise UserError(f"{path}: holds nulls")
+                yield batch
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not an Arrow stream: {reason}") from None
+
+
+def _nulls(column: pa.Array) -> int:
+    values = column.flatten() if pa.types.is_list(column.type) else column
+    return int(column.null_count + values.null_count)
+
+
 def open_shard(path: Path) -> pa.Table:
     """The rows of a shard, memory-mapped.
 
     Raises:
         UserError: It is no Arrow stream of packed rows.
     """
-    try:
-        with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_stream(source).read_all()
-    except pa.ArrowException as error:
-        raise UserError(f"{path}: not an Arrow stream: {error}") from None
-    if not table.schema.equals(SCHEMA):
-        columns = ", ".join(f"{field.name} ({field.type})" for field in table.schema)
-        raise UserError(f"{path}: not packed rows: its columns are {columns}")
-    return table
+    return pa.Table.from_batches(list(batches(path, SCHEMA)), SCHEMA)
 
 
 def flat(rows: pa.RecordBatch, name: str) -> tuple[Ints, Ints]:

@@ -6,6 +6,8 @@ import numpy as np
 
 from data_prep.audit import Split, Verdict
 
+WHOLE = "every file has the bytes that were written (sha256)"
+
 
 def figures(splits: Mapping[str, Split], sequence_length: int) -> str:
     """A table with a column for each split."""

@@ -4,7 +4,6 @@ Shows some rows as text with the loss mask, counts all of them, and checks each.
 without torch and, where a dataset's folder is named, without the recipe and its model.
 """
 
-import difflib
 import os
 import sys
 from pathlib import Path
@@ -15,13 +14,13 @@ import numpy as np
 from data_prep.audit import Verdict, audit
 from data_prep.columns import open_shard, sound
 from data_prep.decoded import legend, show_row
-from data_prep.figures import figures, report
+from data_prep.figures import WHOLE, figures, report
+from data_prep.target import find_dataset
 from pressroom import dataset
-from pressroom.base_model import model_folder
 from pressroom.console import UserError, entry, require_picture, say
 from pressroom.dataset import Manifest
-from pressroom.files import home, publish_bytes
-from pressroom.recipe import Recipe
+from pressroom.files import publish_bytes
+from pressroom.seal import require_whole
 from pressroom.tokenizer import ArticleTokenizer
 
 
@@ -59,13 +58,14 @@ def main(
     """
     if picture:
         require_picture("--picture", picture)
-    folder, tokenizer = _find(target, overrides)
+    folder = find_dataset(target, overrides)
     manifest = Manifest.read(folder)
     chosen = _choose(manifest.rows(split), split, rows, only)
-    dataset.verify_shards(folder, manifest)  # damaged shards are not read
+    require_whole(folder, manifest)  # damaged shards are not shown
+    tokenizer = ArticleTokenizer(folder / dataset.TOKENIZER)
     room = manifest.spec["sequence_length"]
     splits, verdicts = audit(folder, manifest, tokenizer)
-    checked = [Verdict("every shard has the bytes that were written (sha256)"), *verdicts]
+    checked = [Verdict(WHOLE), *verdicts]
     color = sys.stdout.isatty() and not (no_color or os.environ.get("NO_COLOR"))
     if chosen:
         say(legend(tokenizer, color=color) + "\n")
@@ -82,47 +82,6 @@ def main(
         say(f"\n{picture}")
     if any(verdict.faults for verdict in verdicts):
         sys.exit(1)
-
-
-def _find(target: str, overrides: tuple[str, ...]) -> tuple[Path, ArticleTokenizer]:
-    """The dataset that is meant, and the tokenizer that made it."""
-    folder = _dataset_folder(target)
-    if folder and overrides:
-        raise UserError(f"{overrides[0]}: {target} is a dataset; key=value goes with a recipe")
-    if folder:
-        return folder, _own_tokenizer(folder)
-    recipe = Recipe.load(target, overrides)
-    tokenizer = ArticleTokenizer(model_folder(recipe.model, weights=False))
-    return dataset.find(recipe, dataset.spec_of(recipe, tokenizer.fingerprint)), tokenizer
-
-
-def _dataset_folder(target: str) -> Path | None:
-    """The dataset of that name; none where a recipe is meant."""
-    for folder in (Path(target), home() / target, home() / "data" / target):
-        if (folder / "manifest.json").is_file():
-            return folder
-    if Path(target).is_file():
-        return None
-    names = [path.parent.name for path in sorted((home() / "data").glob("*/manifest.json"))]
-    close = difflib.get_close_matches(Path(target).name, names, n=1, cutoff=0.7)
-    if close or "/" in target:
-        hint = f"; did you mean {home() / 'data' / close[0]}?" if close else ""
-        raise UserError(f"{target}: no dataset and no recipe file{hint}")
-    return None
-
-
-def _own_tokenizer(folder: Path) -> ArticleTokenizer:
-    """The tokenizer that a dataset keeps."""
-    kept = folder / dataset.TOKENIZER
-    if not kept.is_dir():
-        raise UserError(
-            f"{folder} keeps no tokenizer, as older datasets do not: name its recipe, or delete it "
-            "and run `pressroom prep`"
-        )
-    tokenizer = ArticleTokenizer(kept)
-    if tokenizer.fingerprint != Manifest.read(folder).spec["tokenizer"]:
-        raise UserError(f"{kept} is not the tokenizer that made the dataset: name its recipe")
-    return tokenizer
 
 
 def _choose(num_rows: int, split: str, rows: int, only: int | None) -> list[int]:

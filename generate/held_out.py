@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from datasets import load_from_disk
 
-from pressroom.dataset import IGNORE, Manifest, verify_shards
+from pressroom.dataset import IGNORE, Manifest
+from pressroom.seal import require_whole
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ def tokens(dataset: Path, split: str = "held_out") -> list[HeldOut]:
     """Unpack the rows of a split.
 
     Raises:
-        UserError: A shard is damaged.
+        UserError: A file of the dataset is damaged.
     """
-    verify_shards(dataset, Manifest.read(dataset), splits=(split,))
+    require_whole(dataset, Manifest.read(dataset), splits=(split,))
     articles = []
     for row in load_from_disk(str(dataset / split)):
         start = 0

@@ -23,6 +23,11 @@ COMMANDS = {
         "data_prep.inspect:main",
         "Decoded rows with the loss mask, lengths and packing.",
     ),
+    "verify": ("data_prep.verify:main", "Is a dataset whole, and every row as the recipe says."),
+    "trace": (
+        "data_prep.trace:main",
+        "Where an article is: line, shard and rows, or why not; and which runs saw it.",
+    ),
     "train": ("launch.stages:train", "Fine-tune on this machine's GPUs, or its CPU."),
     "submit": ("launch.submit:main", "Train on a SLURM cluster: all is checked first."),
     "resume": ("launch.submit:resume", "Submit what of a run is missing, as it was submitted."),

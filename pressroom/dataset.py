@@ -1,17 +1,20 @@
 """The dataset's manifest: what data preparation writes, and what training reads and checks.
 
 A dataset lies in `data/NAME-HASH/`, the hash over everything that decides its bytes: the recipe
-sections that preparation reads, the tokenizer, the articles. Knows nothing of how rows are made.
+sections that preparation reads, the tokenizer, the articles. Knows nothing of how rows are made,
+nor of the bytes of its files: `pressroom/seal.py` holds those against the manifest.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pressroom import prompts, sources
+from pressroom import prompts, sources, takedown
 from pressroom.console import UserError
-from pressroom.files import home, publish_json, sha256_file, sha256_json
+from pressroom.files import home, publish_text, sha256_file, sha256_json
 from pressroom.recipe import Recipe
 
 FORMAT_VERSION = 2
@@ -19,8 +22,13 @@ FORMAT_VERSION = 2
 SPLITS = ("train", "held_out")
 IGNORE = -100
 """The label of a token that carries no loss."""
+MANIFEST = "manifest.json"
 INDEX = "index.arrow"
 """Which article is where: its `id`, `place` (`file:line`), `shard` (a file) and `rows` in that."""
+HELD_OUT = "held_out.jsonl"
+"""The held-out articles as text: `id`, `title`, `description`."""
+REJECTS = "rejects.jsonl"
+"""What did not become a row: its `place`, `cause`, `detail` and, where it was an article, `id`."""
 TOKENIZER = "tokenizer"
 """The folder of a dataset that holds the tokenizer it was made with."""
 
@@ -60,21 +68,37 @@ class Manifest:
         """Read the manifest of a dataset.
 
         Raises:
-            UserError: The folder is not a dataset of this version.
+            UserError: The folder is not a dataset of this version, or its manifest is not as it
+                was written.
         """
-        path = folder / "manifest.json"
+        path = folder / MANIFEST
+        mend = "delete the folder and run `pressroom prep`"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**values, "shards": tuple(Shard(**s) for s in values["shards"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            text = path.read_bytes().decode()  # every byte counts, ends of lines too
+            values = json.loads(text)
+            checksum = values.pop("checksum", None)
+            manifest = cls(**{**values, "shards": tuple(Shard(**s) for s in values["shards"])})
+            is_as_written = text == manifest.sealed()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise UserError(f"{path}: not a dataset's manifest ({error}); {mend}") from None
+        if checksum is None:
+            raise UserError(f"{path}: has no checksum, as older datasets do not; {mend}")
+        if not is_as_written:
             raise UserError(
-                f"{path}: not a dataset's manifest ({error}); delete the folder and run "
-                "`pressroom prep`"
-            ) from None
+                f"{path}: was changed after it was written: its checksum is not that of what it "
+                f"says; put it back as it was, or {mend}"
+            )
+        return manifest
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json`: the last file of a dataset."""
-        publish_json(folder / "manifest.json", asdict(self))
+        publish_text(folder / MANIFEST, self.sealed())
+
+    def sealed(self) -> str:
+        """The text of `manifest.json`, byte for byte: all fields, and a checksum over them."""
+        values = asdict(self)
+        sealed = {**values, "checksum": sha256_json(values)}
+        return json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
 
     def rows(self, split: str) -> int:
         """Packed rows of a split."""
@@ -105,9 +129,13 @@ def article_files(recipe: Recipe) -> dict[str, Path]:
 def spec_of(recipe: Recipe, tokenizer: str) -> dict[str, Any]:
     """Everything but the articles that decides a dataset's rows, by dotted key.
 
-    Columns that are called as our fields are left out, so that a field more changes no key.
+    Columns that are called as our fields are left out, so that a field more changes no key. Of the
+    takedown list its content counts, wherever it lies.
+
+    Raises:
+        UserError: The takedown list cannot be read.
     """
-    data = recipe.to_dict()["data"]
+    data = recipe.to_dict()["data"] | {"takedown": takedown.told(takedown.ids(recipe))}
     columns = {k: v for k, v in data["columns"].items() if v != k}
     read = {k: v for k, v in data.items() if k != "articles"} | {"columns": columns}
     return {
@@ -161,14 +189,12 @@ def find(recipe: Recipe, spec: dict[str, Any]) -> Path:
     if folder.is_dir():
         return folder
     message = f"{folder}: no such dataset; make it with `pressroom prep`"
-    others = (home() / "data").glob(f"{recipe.name}-*/manifest.json")
-    newest = max(others, key=lambda path: path.stat().st_mtime, default=None)
-    if newest:
-        manifest = Manifest.read(newest.parent)
+    for other, manifest in _made(recipe):
         differences = _differences(manifest.spec, spec)
         if manifest.articles != articles:
             differences.append("  the articles are others")
-        message += f"\n{newest.parent} is not it:\n" + "\n".join(differences)
+        message += f"\n{other} is not it:\n" + "\n".join(differences)
+        break
     raise UserError(message)
 
 
@@ -177,12 +203,18 @@ def newest(recipe: Recipe) -> Manifest | None:
 
     From whatever articles and tokenizer: good for an estimate, not for training.
     """
-    made = (home() / "data").glob(f"{recipe.name}-*/manifest.json")
-    for path in sorted(made, key=lambda path: path.stat().st_mtime, reverse=True):
-        manifest = Manifest.read(path.parent)
+    for _, manifest in _made(recipe):
         if not _differences(manifest.spec, spec_of(recipe, manifest.spec.get("tokenizer", ""))):
             return manifest
     return None
+
+
+def _made(recipe: Recipe) -> Iterator[tuple[Path, Manifest]]:
+    """The datasets of a recipe's name, newest first; of those that cannot be read, none."""
+    manifests = (home() / "data").glob(f"{recipe.name}-*/{MANIFEST}")
+    for path in sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True):
+        with suppress(UserError):
+            yield path.parent, Manifest.read(path.parent)
 
 
 def check(folder: Path, spec: dict[str, Any]) -> Manifest:
@@ -211,21 +243,3 @@ def _differences(made: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 def _told(spec: dict[str, Any], key: str) -> str:
     return repr(spec[key]) if key in spec else "its default"
-
-
-def verify_shards(folder: Path, manifest: Manifest, splits: tuple[str, ...] = SPLITS) -> None:
-    """Hold the bytes of every shard of some splits against its sha256.
-
-    A cut Arrow stream reads as a shorter, valid data set, and a flipped bit passes unseen.
-
-    Raises:
-        UserError: Naming every shard that is missing or damaged.
-    """
-    damaged = [
-        f"  {shard.file}: {'damaged' if (folder / shard.file).is_file() else 'missing'}"
-        for shard in manifest.shards
-        if shard.split in splits
-        if not (folder / shard.file).is_file() or sha256_file(folder / shard.file) != shard.sha256
-    ]
-    if damaged:
-        raise UserError(f"{folder}: delete it and run `pressroom prep`:\n" + "\n".join(damaged))

@@ -8,10 +8,13 @@ from typing import Any
 import pyarrow as pa
 from conftest import invented_articles
 
+from data_prep.index import SCHEMA as INDEX_SCHEMA
 from data_prep.prepare import prepare
 from data_prep.shards import SCHEMA
-from pressroom.dataset import IGNORE, Manifest
+from pressroom.dataset import IGNORE, INDEX, TOKENIZER, Manifest
 from pressroom.files import sha256_file
+from pressroom.identity import article_id
+from pressroom.tokenizer import ArticleTokenizer
 
 Row = dict[str, list[int]]
 
@@ -47,3 +50,72 @@ def long_article(make_recipe, **sections: Any) -> Path:
     words = " ".join(f"word{i}" for i in range(60))
     articles = [*invented_articles(20), {"title": "Another long one", "description": words}]
     return prepare(make_recipe(articles=articles, sequence_length=64, **sections))
+
+
+def reseal(folder: Path, **changes: Any) -> None:
+    """Write a manifest that is right about every file as it now is, and otherwise as told."""
+    manifest = replace(Manifest.read(folder), **changes)
+    shards = tuple(replace(s, sha256=sha256_file(folder / s.file)) for s in manifest.shards)
+    others = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
+    names = {str(p.relative_to(folder)): p for p in others}
+    files = {n: sha256_file(p) for n, p in names.items() if n not in {s.file for s in shards}}
+    replace(manifest, shards=shards, files=files).write(folder)
+
+
+def reshard(folder: Path, *counts: int) -> None:
+    """Divide the training rows into shards of so many rows; the last takes what is left."""
+    rows = read_rows(folder, "train")
+    manifest = Manifest.read(folder)
+    held_out = [s for s in manifest.shards if s.split == "held_out"]
+    (folder / "train/data-00000-of-00001.arrow").unlink()
+    shards = []
+    for number, count in enumerate((*counts, len(rows) - sum(counts))):
+        name = f"train/data-{number:05}-of-{len(counts) + 1:05}.arrow"
+        part, rows = rows[:count], rows[count:]
+        write_stream(folder / name, SCHEMA, part)
+        shard = replace(
+            manifest.shards[0],
+            file=name,
+            rows=len(part),
+            tokens=sum(len(row["input_ids"]) for row in part),
+            trained_tokens=sum(x != IGNORE for row in part for x in row["labels"]),
+        )
+        shards.append(shard)
+    reseal(folder, shards=(*shards, *held_out))
+
+
+def write_stream(path: Path, schema: pa.Schema, *parts: list[Any]) -> None:
+    """An Arrow stream with a batch for each list of rows."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for part in parts:
+            writer.write_batch(pa.RecordBatch.from_pylist(part, schema=schema))
+
+
+def index_lines(folder: Path, articles: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The index of a dataset whose articles fit in a row each, from the text of its rows."""
+    tokenizer = ArticleTokenizer(folder / TOKENIZER)
+    known = {
+        f"<s>### title: {a['title']} ### description: {a['description']}</s>": (number, a)
+        for number, a in enumerate(articles, start=1)
+    }
+    lines = []
+    for shard in Manifest.read(folder).shards:
+        with pa.memory_map(str(folder / shard.file)) as source:
+            rows = pa.ipc.open_stream(source).read_all().to_pylist()
+        for row, columns in enumerate(rows):
+            start = 0
+            for length in columns["seq_lengths"]:
+                text = tokenizer.decode(columns["input_ids"][start : start + length])
+                number, article = known[text]
+                identity = article_id(article["url"], article["title"], article["description"])
+                place = {"id": identity, "place": f"articles.jsonl:{number}"}
+                lines.append({**place, "shard": shard.file, "rows": [row]})
+                start += length
+    return lines
+
+
+def add_index(folder: Path, articles: list[dict[str, Any]]) -> Path:
+    """Give a dataset the index that preparation writes."""
+    write_stream(folder / INDEX, INDEX_SCHEMA, index_lines(folder, articles))
+    reseal(folder)
+    return folder

@@ -139,8 +139,9 @@ def test_rows_behind_a_broken_one_keep_their_numbers(make_recipe) -> None:
     folder = prepare(make_recipe())
     rewrite(folder, lambda rows: (rows[0]["labels"].pop(), rows[1]["labels"].__setitem__(3, 77)))
     found = {claim[:5]: place for claim, place in verdicts(folder).items()}
-    assert found["ids, "] == "train row 0 (1)"
-    assert found["a lab"] == "train row 1, article 1 (1)"
+    file = "train/data-00000-of-00001.arrow"
+    assert found["ids, "] == f"train row 0 ({file}, its row 0) (1)"
+    assert found["a lab"] == f"train row 1, article 1 ({file}, its row 1) (1)"
 
 
 def test_a_fault_of_the_mask_of_answers(make_recipe) -> None:

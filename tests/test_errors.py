@@ -43,9 +43,10 @@ class Mistake:
 
 def _edit(name: str, old: str, new: str) -> Callable[[Path], object]:
     def change(home: Path) -> None:
-        text = (home / name).read_text()
+        (path,) = home.glob(name)
+        text = path.read_text()
         assert old in text
-        (home / name).write_text(text.replace(old, new, 1))
+        path.write_text(text.replace(old, new, 1))
 
     return change
 
@@ -74,6 +75,14 @@ def _flip(pattern: str) -> Callable[[Path], object]:
         path.write_bytes(data)
 
     return flip
+
+
+def _copy(pattern: str, name: str) -> Callable[[Path], object]:
+    def copy(home: Path) -> None:
+        (path,) = home.glob(pattern)
+        shutil.copyfile(path, path.with_name(name))
+
+    return copy
 
 
 def _remove(pattern: str) -> Callable[[Path], object]:
@@ -182,6 +191,12 @@ CATALOGUE: dict[str, list[Mistake]] = {
             DRY + " data.articles=[a.csv]",
             _write("a.csv", "title,description\nT,D\n"),
         ),
+        Mistake(
+            "A takedown list with lines that name no article",
+            DRY,
+            _write("data/takedown.txt", "https://news.example/0/3\n8f2b41\nnews.example/0/4\n"),
+        ),
+        Mistake("A takedown list that is not there", DRY + " data.takedown=legal/takedown.txt"),
         Mistake("Nothing left to hold out", RUN + " data.held_out=2030-01-01"),
         Mistake(
             "Something that is not Parquet",
@@ -289,6 +304,23 @@ CATALOGUE: dict[str, list[Mistake]] = {
             "Another base than was trained on", "pressroom merge news", _flip("llama/*tensors")
         ),
         Mistake("A manifest that is cut", "pressroom evaluate news", _cut("data/*/manifest.json")),
+        Mistake(
+            "A manifest that was edited",
+            "pressroom evaluate news",
+            _edit("data/*/manifest.json", '"held_out": ', '"held_out": 1'),
+        ),
+        Mistake(
+            "A tokenizer with another bit",
+            "pressroom train my.yaml seed=2",
+            _flip("data/*/tokenizer/tokenizer.json"),
+        ),
+        Mistake(
+            "A shard that nobody wrote",
+            "pressroom evaluate news",
+            _copy("data/*/train/data-*.arrow", "data-00001-of-00002.arrow"),
+        ),
+        Mistake("A dataset that cannot be verified", "pressroom verify data/news-0123"),
+        Mistake("Tracing what is no article", "pressroom trace 8f2b41 articles/a.jsonl:3"),
         Mistake("Cut held-out texts", "pressroom generate news", _cut("data/*/held_out.jsonl")),
     ],
     "The command": [

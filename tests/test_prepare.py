@@ -10,7 +10,7 @@ import pytest
 from conftest import invented_articles, write_jsonl
 
 from data_prep.prepare import prepare, summary
-from pressroom import dataset
+from pressroom import dataset, seal
 from pressroom.console import UserError
 from pressroom.dataset import Manifest
 from pressroom.files import sha256_json
@@ -176,14 +176,14 @@ def test_a_dataset_that_does_not_match_says_what_differs(make_recipe, home: Path
 def test_a_damaged_shard_is_named(make_recipe) -> None:
     folder = prepare(make_recipe())
     manifest = Manifest.read(folder)
-    dataset.verify_shards(folder, manifest)
+    seal.require_whole(folder, manifest)
     shard = folder / manifest.shards[0].file
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     (folder / manifest.shards[1].file).unlink()
-    with pytest.raises(UserError, match=r"train/data-00000-of-00001.arrow: damaged\n.*missing"):
-        dataset.verify_shards(folder, manifest)
+    with pytest.raises(UserError, match=r"missing\n  train/data-00000-of-00001.arrow: damaged"):
+        seal.require_whole(folder, manifest)
 
 
 def test_a_name_decides_only_the_folder(make_recipe) -> None:

@@ -32,7 +32,10 @@ def commands() -> list[str]:
     ]
     table = re.findall(r"^\| `(pressroom [^`]+)` \|", README, re.MULTILINE)
     filled = [
-        re.sub(r"\[?RECIPE\]?", "my.yaml", c).replace("RUN", "news").replace("MODEL", "my.yaml")
+        re.sub(r"\[?RECIPE\]?", "my.yaml", c)
+        .replace("RUN", "news")
+        .replace("MODEL", "my.yaml")
+        .replace("ARTICLE", "https://news.example/0/3")
         for c in table
     ]
     typed = [line for line in lines if line and not line.startswith(IN_CI)]

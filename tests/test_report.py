@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from conftest import recipe_text, write_jsonl
 
 from pressroom.cli import main
 from pressroom.console import UserError
+from pressroom.dataset import Manifest, Shard
 from pressroom.files import publish_json
 from pressroom.locks import lock
 from pressroom.recipe import Recipe
@@ -86,17 +88,18 @@ def finished(begun: RunDir, home: Path) -> RunDir:
     """A run whose every stage has left something."""
     facts = {"dataset": "data/tiny-abc", "device": "NVIDIA H100", "world_size": 8}
     publish_json(begun.environment, {**facts, "torch": "2.13.0", "commit": "0123abcd"})
-    shard = {"file": "a", "rows": 24, "tokens": 2900, "trained_tokens": 2800, "sha256": "0"}
-    manifest = {
-        "key": "abc",
-        "spec": {},
-        "articles": {"articles.jsonl": "8c9cb8"},
-        "counts": {"read": 60, "train": 50, "held_out": 6, "rejected": {"no title": 4}},
-        "packing": {"train": 0.944},
-        "shards": [{"split": "train", **shard}],
-        "versions": {},
-    }
-    publish_json(home / "data" / "tiny-abc" / "manifest.json", manifest)
+    shard = Shard(split="train", file="a", rows=24, tokens=2900, trained_tokens=2800, sha256="0")
+    (home / "data" / "tiny-abc").mkdir(parents=True)
+    Manifest(
+        key="abc",
+        spec={},
+        articles={"articles.jsonl": "8c9cb8"},
+        counts={"read": 60, "train": 50, "held_out": 6, "rejected": {"no title": 4}},
+        packing={"train": 0.944},
+        shards=(shard,),
+        files={},
+        versions={},
+    ).write(home / "data" / "tiny-abc")
     rows = [row(step) for step in range(1, 7)]
     write_jsonl(begun.metrics, [*rows, {"step": 6, "eval_loss": 3.25}])
     predicted = {"peak_in_step_gib": 1.25, "gpu": "cpu", "step_seconds": 1.0}
@@ -242,8 +245,7 @@ def test_other_damage_is_told_too(finished: RunDir, home: Path) -> None:
 def test_a_dataset_that_is_gone_or_damaged_is_told(finished: RunDir, home: Path) -> None:
     finished.metrics.unlink()
     manifest = home / "data" / "tiny-abc" / "manifest.json"
-    values = json.loads(manifest.read_text())
-    publish_json(manifest, {**values, "counts": {}})
+    replace(Manifest.read(manifest.parent), counts={}).write(manifest.parent)
     assert "tiny-abc: damaged" in Page(render(finished)).words
     manifest.unlink()
     assert "not a dataset's manifest" in Page(render(finished)).words

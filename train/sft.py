@@ -27,7 +27,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from pressroom import dataset, quantized_base
+from pressroom import dataset, quantized_base, seal
 from pressroom.base_model import model_fingerprint, model_folder
 from pressroom.console import UserError, entry, log, redact
 from pressroom.files import publish_json, publish_text, replace_folder
@@ -101,7 +101,7 @@ def _fine_tune(
     rows_folder = Path(dataset_path) if dataset_path else dataset.find(recipe, spec)
     manifest = dataset.check(rows_folder, spec)
     if ranks.is_main_process:
-        dataset.verify_shards(rows_folder, manifest)
+        seal.require_whole(rows_folder, manifest)
     run = _agree_on_run(recipe, run_path, ranks)
     try:
         with _held_by_all(run, ranks), _error_kept(run, ranks):
