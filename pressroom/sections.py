@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from pressroom import hub
 from pressroom.columns import Columns
+from pressroom.languages import NAMES, nearest
 from pressroom.prompts import FORMATS
 
 Problems = Iterator[tuple[str, str]]
@@ -52,22 +53,35 @@ class Model(Section):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Quality(Section):
-    """What an article must be to be learnt from. A few good ones beat many poor ones (LIMA)."""
+    """What an article must be to be learnt from; few good ones do (Zhou et al. 2023, LIMA)."""
 
     languages: tuple[str, ...] = ()
-    """Languages that are kept, as ISO 639-1 has them: `en`; none named: all."""
+    """Languages that are kept, as ISO 639-1 has them: `en`, `sv`; none named: all."""
     min_words: Annotated[int, Field(ge=0)] = 0
-    """Of the description."""
+    """Of the description; a Chinese or Japanese character is a word."""
     max_words: Positive | None = None
     """Of the description; null: any number."""
     min_letters: ShareOrEnd = 0.0
     """Letters and spaces among the characters of the description."""
     max_capitals: ShareOrEnd = 1.0
-    """Capital letters among the letters of title and description."""
+    """Capitals among the letters of the title or of the description, whichever has more."""
     max_repetition: ShareOrEnd = 1.0
-    """Words of the description that stand in a run of words that came before."""
+    """Words of the description in a run of 5 that came before; Gopher's 0.15 (Rae et al. 2021)."""
     whole_sentences: bool = False
     """Whether the description must end as a sentence does: feeds cut them off."""
+
+    def problems(self) -> Problems:
+        """Languages are ones that can be told apart; some number of words is allowed."""
+        for code in self.languages:
+            if code not in NAMES:
+                near = nearest(code)
+                hint = f"; did you mean {near} ({NAMES[near]})?" if near else ""
+                yield "languages", f"{code!r} is no language that is known here{hint}"
+        if self.max_words is not None and self.max_words < self.min_words:
+            yield (
+                "max_words",
+                f"{self.max_words} is below min_words, {self.min_words}: none is kept",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
