@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.clean import preprocess_text
-from data_prep.readers import Unreadable, read_records
+from data_prep.readers import WHOLE, Portion, Unreadable, read_records
 from pressroom.columns import Columns
-from pressroom.console import UserError
 from pressroom.identity import article_id
 
 OWN_NAMES = asdict(Columns())
@@ -49,7 +48,12 @@ class Reject:
 
 
 def read_articles(
-    path: Path, name: str, *, lower_case: bool, columns: Mapping[str, str] = OWN_NAMES
+    path: Path,
+    name: str,
+    *,
+    lower_case: bool,
+    columns: Mapping[str, str] = OWN_NAMES,
+    portion: Portion = WHOLE,
 ) -> Iterator[Article | Reject]:
     """Read and clean the articles of one file, in its order.
 
@@ -58,23 +62,17 @@ def read_articles(
         name: What the file is called in rejects and errors.
         lower_case: Whether titles and descriptions are lower-cased.
         columns: Field -> what it is called in the file.
+        portion: Which part of the file.
 
     Raises:
-        UserError: The file cannot be read, or has not one good article.
+        UserError: The file cannot be read.
     """
-    good, first_reject = 0, None
-    for number, record in read_records(path, name, columns):
+    for number, record in read_records(path, name, columns, portion):
         place = f"{name}:{number}"
         if isinstance(record, Unreadable):
-            item: Article | Reject = Reject(place, record.cause, record.detail)
+            yield Reject(place, record.cause, record.detail)
         else:
-            item = to_article(record, place, lower_case, columns)
-        good += isinstance(item, Article)
-        if isinstance(item, Reject) and first_reject is None:
-            first_reject = item
-        yield item
-    if not good:
-        raise UserError(f"{name}: not one good article; {_told(first_reject)}")
+            yield to_article(record, place, lower_case, columns)
 
 
 _HINTS = {
@@ -86,13 +84,13 @@ _HINTS = {
 }
 
 
-def _told(reject: Reject | None) -> str:
-    """The first reject of a file without a good article, and what may help."""
-    if reject is None:
-        return "no lines"
-    detail = f" ({reject.detail})" if reject.detail else ""
-    hint = f"; {_HINTS[reject.cause]}" if reject.cause in _HINTS else ""
-    return f"{reject.place}: {reject.cause}{detail}{hint}"
+def nothing_good(name: str, first: Reject | None) -> str:
+    """Say of a file without one good article what its first reject was, and what may help."""
+    if first is None:
+        return f"{name}: not one good article; no lines"
+    detail = f" ({first.detail})" if first.detail else ""
+    hint = f"; {_HINTS[first.cause]}" if first.cause in _HINTS else ""
+    return f"{name}: not one good article; {first.place}: {first.cause}{detail}{hint}"
 
 
 def to_article(

@@ -1,81 +1,87 @@
-"""Exact duplicates out, and a held-out split that no later article changes.
+"""Which articles are copies of earlier ones, and on which side of the split a story stands.
 
-Pure functions on articles. Knows nothing of files or tokens.
+Pure functions on arrays of A articles, all in the order of their files. Knows nothing of files,
+texts or tokens.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from datetime import date
 
-from data_prep.articles import Article, Reject
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int64]
+Sides = npt.NDArray[np.int8]
+TRAIN, HELD_OUT, NEITHER = 0, 1, -1
 
 
-def drop_duplicates(items: Iterable[Article | Reject]) -> Iterator[Article | Reject]:
-    """Keep the first article of each id and of each text; the others become rejects."""
-    by_id: dict[str, str] = {}
-    by_text: dict[bytes, str] = {}
-    for item in items:
-        if isinstance(item, Reject):
-            yield item
-            continue
-        text = hashlib.sha256(f"{item.title}\n{item.description}".encode()).digest()
-        if item.id in by_id:
-            yield Reject(item.place, "duplicate url", f"first at {by_id[item.id]}")
+def copies(ids_A: Sequence[int], texts_A: Sequence[int]) -> tuple[Indices, Indices]:
+    """For each article the earlier one with its id, and the one with its text; -1: there is none.
+
+    Only what is no copy itself counts as earlier.
+    """
+    same_id_A = np.full(len(ids_A), -1, np.int64)
+    same_text_A = same_id_A.copy()
+    by_id: dict[int, int] = {}
+    by_text: dict[int, int] = {}
+    for index, (id_, text) in enumerate(zip(ids_A, texts_A, strict=True)):
+        if id_ in by_id:
+            same_id_A[index] = by_id[id_]
         elif text in by_text:
-            yield Reject(item.place, "duplicate text", f"first at {by_text[text]}")
+            same_text_A[index] = by_text[text]
         else:
-            by_id[item.id] = by_text[text] = item.place
-            yield item
+            by_id[id_] = by_text[text] = index
+    return same_id_A, same_text_A
 
 
-def split(
-    articles: list[Article], held_out: float | date
-) -> tuple[list[Article], list[Article], list[Reject]]:
-    """Divide articles into those to train on and those held out.
+def divide_by_share(ids_A: Sequence[str], story_A: Indices, share: float) -> Sides:
+    """Hold out about a share of the articles, whole stories at a time.
+
+    The id of a story's first article decides, by itself: a story stays on its side when others are
+    added behind it. Both sides have a story when there are two.
 
     Args:
-        articles: Without duplicates.
-        held_out: A share: which articles it takes follows from their ids alone, so an article
-            stays on its side when others are added. Or a date: what was published on that day or
-            later is held out.
+        ids_A: Of each article.
+        story_A: Of each article the index of the first one of its story.
+        share: Between 0 and 1.
+    """
+    stories, number_A = np.unique(story_A, return_inverse=True)
+    positions_S = np.array([_position(ids_A[first]) for first in stories], np.float64)
+    held_S = positions_S < share
+    if len(stories) > 1 and held_S.all():
+        held_S[positions_S.argmax()] = False
+    elif len(stories) > 1 and not held_S.any():
+        held_S[positions_S.argmin()] = True
+    return np.where(held_S[number_A], HELD_OUT, TRAIN).astype(np.int8)
+
+
+def _position(article_id: str) -> float:
+    """An article's place in 0 .. 1, independent of the hash that gave its id."""
+    digest = hashlib.sha256(f"held out {article_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def divide_by_date(
+    published_A: Sequence[str | None], story_A: Indices, first: date
+) -> tuple[Sides, npt.NDArray[np.bool_]]:
+    """Hold out what was published on a day or later, and whose story did not begin before.
 
     Returns:
-        Articles to train on, articles held out, rejects (by date: articles without one). With a
-        share, both sides have at least one article when there are two.
+        Sides: of an article without a date, or of a later one of an older story, NEITHER; and
+        whether an article has a date.
     """
-    if isinstance(held_out, date):
-        return _split_by_date(articles, held_out)
-    limit = int(held_out * 2**64)
-    positions = {a.id: _position(a.id) for a in articles}
-    train = [a for a in articles if positions[a.id] >= limit]
-    held = [a for a in articles if positions[a.id] < limit]
-    if len(articles) > 1 and not (train and held):
-        short, long = (train, held) if not train else (held, train)
-        moved = (max if short is train else min)(long, key=lambda a: positions[a.id])
-        long.remove(moved)
-        short.append(moved)
-    return train, held, []
+    days_A = [_day(text) for text in published_A]
+    dated_A = np.array([day is not None for day in days_A], bool)
+    late_A = np.array([day is not None and day >= first for day in days_A], bool)
+    old_stories = story_A[dated_A & ~late_A]
+    side_A = np.where(late_A, HELD_OUT, TRAIN).astype(np.int8)
+    side_A[~dated_A | (late_A & np.isin(story_A, old_stories))] = NEITHER
+    return side_A, dated_A
 
 
-def _position(article_id: str) -> int:
-    """An article's place in 0 .. 2^64, independent of the hash that gave its id."""
-    digest = hashlib.sha256(f"held out {article_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big")
-
-
-def _split_by_date(
-    articles: list[Article], first: date
-) -> tuple[list[Article], list[Article], list[Reject]]:
-    train: list[Article] = []
-    held: list[Article] = []
-    rejects: list[Reject] = []
-    for article in articles:
-        try:
-            published = date.fromisoformat((article.published_at or "")[:10])
-        except ValueError:
-            rejects.append(
-                Reject(article.place, "no date of publication", repr(article.published_at))
-            )
-            continue
-        (held if published >= first else train).append(article)
-    return train, held, rejects
+def _day(text: str | None) -> date | None:
+    try:
+        return date.fromisoformat((text or "")[:10])
+    except ValueError:
+        return None

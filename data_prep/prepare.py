@@ -1,36 +1,38 @@
 """Articles -> a tokenized, packed dataset: `pressroom prep RECIPE`.
 
-    read, clean      files -> Article or Reject, line by line
-    drop duplicates  by URL and by text
-    split            train, held out
-    tokenize         Article -> ids [n], labels [n], in pieces of at most a row
-    pack             pieces -> rows of at most sequence_length tokens
-    write            rows -> data/NAME-HASH/SPLIT/*.arrow, manifest.json
+    scan     records -> cleaned articles, rejects      a portion of a file each
+    decide   duplicates, the held-out split            all articles, no texts
+    pack     articles -> ids [n], labels [n] -> rows   a shard each
+    finish   data/NAME-HASH/                           appears when all of it is there
 
-The folder appears when all of it is there. Knows no model, only its tokenizer.
+Any number of workers do this together, processes of one machine or tasks of a job array: the same
+bytes come out, whatever their number and whenever they are killed. The same command goes on where
+it stopped. Knows no model, only its tokenizer.
 """
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
-from importlib.metadata import version
+import ctypes
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import click
-import pyarrow as pa
 
-from data_prep import shards
-from data_prep.articles import Article, Reject, read_articles
-from data_prep.dedupe import drop_duplicates, split
+from data_prep.job import UNIT_BYTES, Job
+from data_prep.steps import Steps
+from data_prep.work import AllDoneError, Worker
 from pressroom import dataset
-from pressroom.base_model import model_folder
-from pressroom.console import Progress, UserError, entry, log, say
-from pressroom.dataset import Manifest, Shard
-from pressroom.files import publish_folder, require_home, sha256_file
+from pressroom.console import UserError, entry, log, say
+from pressroom.dataset import Manifest
+from pressroom.files import require_home
+from pressroom.locks import is_locked, joined
 from pressroom.recipe import Recipe
-from pressroom.tokenizer import ArticleTokenizer
+
+_PR_SET_PDEATHSIG = 1
 
 
 @click.command()
@@ -43,84 +45,107 @@ def main(
     recipe: str, overrides: tuple[str, ...], num_workers: int | None, group: str, task: str
 ) -> None:
     """Articles -> tokenized, packed Arrow shards, in data/NAME-HASH/."""
-    folder = prepare(Recipe.load(recipe, overrides))
+    number, count = map(int, task.split("/"))
+    folder = prepare(
+        Recipe.load(recipe, overrides),
+        num_workers=num_workers or len(os.sched_getaffinity(0)),
+        group=group,
+        task=(number, count),
+    )
     say(summary(folder, Manifest.read(folder)))
 
 
-def prepare(recipe: Recipe) -> Path:
+def prepare(
+    recipe: Recipe,
+    *,
+    num_workers: int = 1,
+    group: str = "",
+    task: tuple[int, int] = (0, 1),
+    unit_bytes: int = UNIT_BYTES,
+) -> Path:
     """Make the dataset of a recipe, unless it is there already.
+
+    Args:
+        recipe: Which articles, and how.
+        num_workers: Processes of this machine; its CPUs are divided over them.
+        group: What tasks have in common that work on it together; another's is refused.
+        task: Which of them this one is, of how many.
+        unit_bytes: Of a portion of a file, and of the text in a shard.
 
     Returns:
         Its folder.
 
     Raises:
-        UserError: The articles or the tokenizer are missing, or nothing is left to train on.
+        UserError: The articles or the tokenizer are missing, nothing is left to train on, or
+            somebody else makes it just now.
     """
     require_home()
-    tokenizer = ArticleTokenizer(model_folder(recipe.model, weights=False))
-    spec = dataset.spec_of(recipe, tokenizer.fingerprint)
-    files = dataset.article_files(recipe)
-    articles = dataset.hash_articles(files)
-    key = dataset.dataset_key(spec, articles)
-    folder = dataset.dataset_folder(recipe.name, key)
-    if folder.is_dir():
-        dataset.check(folder, spec)
-        log.info("%s is there already", folder)
-        return folder
-    kept, rejects = _read(files, recipe)
-    train, held_out, undated = split(kept, recipe.data.held_out)
-    rejects += undated
-    with publish_folder(folder) as partial:
-        counts: dict[str, Any] = {"read": len(kept) + len(rejects) - len(undated)}
-        packing: dict[str, float] = {}
-        all_shards: list[Shard] = []
-        for name, chosen in zip(dataset.SPLITS, (train, held_out), strict=True):
-            (partial / name).mkdir()
-            file = "data-00000-of-00001.arrow"
-            table = _table(chosen)
-            written = shards.write_shard(partial / name / file, table, recipe, tokenizer)
-            rejects += written.rejects
-            if not written.rows:
-                raise UserError(
-                    f"data: not one article is left for the {name} split ({len(train)} to train "
-                    f"on, {len(held_out)} held out by data.held_out, {len(rejects)} rejected)"
-                )
-            counts[name] = written.index.num_rows
-            packing[name] = written.tokens / (written.rows * recipe.sequence_length)
-            shard = Shard(
-                split=name,
-                file=f"{name}/{file}",
-                rows=written.rows,
-                tokens=written.tokens,
-                trained_tokens=written.trained_tokens,
-                sha256=written.sha256,
-            )
-            all_shards.append(shard)
-            shards.describe_split(partial / name, [file], written.sha256[:16])
-            good_places = set(written.index["place"].to_pylist())
-            good = [article for article in chosen if article.place in good_places]
-            if name == "held_out":
-                _write_lines(partial / "held_out.jsonl", map(_as_text, good))
-        counts["rejected"] = dict(Counter(reject.cause for reject in rejects).most_common())
-        assert counts["read"] == len(rejects) + sum(counts[s] for s in dataset.SPLITS)
-        _write_lines(partial / "rejects.jsonl", map(asdict, rejects))
-        shards.describe(partial)
-        tokenizer.save(partial / dataset.TOKENIZER)
-        Manifest(
-            key=key,
-            spec=spec,
-            articles=articles,
-            counts=counts,
-            packing=packing,
-            shards=tuple(all_shards),
-            files={
-                str(path.relative_to(partial)): sha256_file(path)
-                for path in sorted(partial.rglob("*"))
-                if path.is_file() and path.suffix != ".arrow"
-            },
-            versions={n: version(n) for n in ("pressroom", "tokenizers", "pyarrow", "ftfy", "nh3")},
-        ).write(partial)
-    return folder
+    job = Job.of(recipe, unit_bytes)
+    if job.folder.is_dir():
+        dataset.check(job.folder, job.spec)
+        log.info("%s is there already", job.folder)
+        _clear(job)
+        return job.folder
+    group = group or f"process {os.getpid()} on {socket.gethostname()}"
+    number, count = task
+    # A process for a few kilobytes would take longer to start than to end.
+    size = sum(path.stat().st_size for path in job.files.values())
+    here = max(1, min(num_workers, -(-size // unit_bytes)))
+    first, all_workers = number * here, count * here
+    helpers = range(first + 1, first + here)
+    with (
+        joined(job.lock, str(job.folder), group),
+        _helpers(job, group, helpers, all_workers),
+    ):
+        _work(job, first, all_workers, shows=True)
+    _clear(job)
+    return job.folder
+
+
+def _clear(job: Job) -> None:
+    """Remove what was left of making this dataset, and of others of its name that nobody makes."""
+    for work in job.work.parent.glob(f".{job.recipe.name}-{'?' * len(job.key)}.prep"):
+        if work == job.work or not is_locked(work / job.lock.name):
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _work(job: Job, number: int, count: int, *, shows: bool) -> None:
+    worker = Worker(number, count, job.folder.is_dir, shows)
+    with suppress(AllDoneError):
+        for step in Steps(job).in_order():
+            worker.complete(step)
+
+
+@contextmanager
+def _helpers(job: Job, group: str, numbers: range, count: int) -> Iterator[None]:
+    """Other workers on this machine, for as long as the block runs."""
+    # Each has its share of the CPUs for the tokenizer's threads.
+    threads = max(1, len(os.sched_getaffinity(0)) // (len(numbers) + 1))
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
+    start = multiprocessing.get_context("spawn").Process
+    helpers = [
+        start(target=_help, args=(job, group, number, count, os.getpid()), daemon=True)
+        for number in numbers
+    ]
+    for helper in helpers:
+        helper.start()
+    try:
+        yield
+        for helper in helpers:
+            helper.join()
+    finally:
+        for helper in helpers:
+            helper.kill()
+
+
+def _help(job: Job, group: str, number: int, count: int, parent: int) -> None:
+    """Work beside the process that shows what all do; what stops one here, stops that one too."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both
+    with suppress(UserError), joined(job.lock, str(job.folder), group):
+        _work(job, number, count, shows=False)
 
 
 def summary(folder: Path, manifest: Manifest) -> str:
@@ -142,43 +167,6 @@ def summary(folder: Path, manifest: Manifest) -> str:
             f"{manifest.packing[split_name]:.2%} full"
         )
     return "\n".join(lines)
-
-
-def _read(files: dict[str, Path], recipe: Recipe) -> tuple[list[Article], list[Reject]]:
-    kept: list[Article] = []
-    rejects: list[Reject] = []
-    columns = asdict(recipe.data.columns)
-    with Progress("read", len(files), "file") as progress:
-
-        def items() -> Iterator[Article | Reject]:
-            for name, path in files.items():
-                yield from read_articles(
-                    path, name, lower_case=recipe.data.lower_case, columns=columns
-                )
-                progress.advance(articles=f"{len(kept):,}")
-
-        for item in drop_duplicates(items()):
-            if isinstance(item, Article):
-                kept.append(item)
-            else:
-                rejects.append(item)
-    return kept, rejects
-
-
-def _table(articles: list[Article]) -> pa.Table:
-    names = ("id", "title", "description", "place")
-    return pa.table(
-        {name: pa.array([getattr(a, name) for a in articles], pa.string()) for name in names}
-    )
-
-
-def _as_text(article: Article) -> dict[str, str]:
-    return {"id": article.id, "title": article.title, "description": article.description}
-
-
-def _write_lines(path: Path, rows: Iterable[dict[str, str]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files of articles -> records with their numbers: JSONL, Parquet, Arrow.
+"""Files of articles, or portions of them -> records with their numbers: JSONL, Parquet, Arrow.
 
 A file that is cut or damaged is an error, never a shorter file. Memory is bounded by one batch of
 rows. Knows nothing of what a record means but which of its columns are wanted.
@@ -7,6 +7,7 @@ rows. Knows nothing of what a record means but which of its columns are wanted.
 import codecs
 import difflib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +34,30 @@ class Unreadable:
     detail: str
 
 
-def read_records(path: Path, name: str, columns: Columns) -> Iterator[tuple[int, Any]]:
-    """The records of a file in its order, each with its number from 1.
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """A part of a file: bytes of JSONL, row groups of Parquet, batches of Arrow."""
+
+    start: int = 0
+    stop: float = math.inf
+    first: int = 1
+    """The number of its first record, or line, in the file."""
+
+
+WHOLE = Portion()
+
+
+def read_records(
+    path: Path, name: str, columns: Columns, portion: Portion = WHOLE
+) -> Iterator[tuple[int, Any]]:
+    """The records of a file in its order, each with its number, from 1 in the file.
 
     Args:
         path: A JSONL, Parquet or Arrow file.
         name: What the file is called in errors.
         columns: The columns that are wanted; those of title and description, and those that are
             not called as their field, must be there.
+        portion: Which of its records.
 
     Yields:
         A number, and a mapping by the file's own names, whatever else JSON holds, or Unreadable.
@@ -49,12 +66,18 @@ def read_records(path: Path, name: str, columns: Columns) -> Iterator[tuple[int,
         UserError: The file lacks a column, or is damaged.
     """
     reader = _READERS[path.suffix]  # `pressroom/sources.py` has refused the others
-    return reader(path, name, columns)
+    return reader(path, name, columns, portion)
 
 
-def _read_jsonl(path: Path, name: str, columns: Columns) -> Iterator[tuple[int, Any]]:
+def _read_jsonl(
+    path: Path, name: str, columns: Columns, portion: Portion
+) -> Iterator[tuple[int, Any]]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        at = file.seek(portion.start)
+        for number, line in enumerate(file, start=portion.first):
+            if at >= portion.stop:
+                return
+            at += len(line)
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if not line.strip():
                 continue
@@ -66,17 +89,23 @@ def _read_jsonl(path: Path, name: str, columns: Columns) -> Iterator[tuple[int, 
                 yield number, Unreadable("not JSON", str(error))
 
 
-def _read_parquet(path: Path, name: str, columns: Columns) -> Iterator[tuple[int, Any]]:
+def _read_parquet(
+    path: Path, name: str, columns: Columns, portion: Portion
+) -> Iterator[tuple[int, Any]]:
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{name}: not Parquet: {error}") from None
     with file:
         used = _used(name, file.schema_arrow.names, columns)
-        yield from _rows(name, file.iter_batches(columns=used), used)
+        groups = range(portion.start, int(min(portion.stop, file.num_row_groups)))
+        batches = file.iter_batches(columns=used, row_groups=groups) if groups else ()
+        yield from _rows(name, batches, used, portion.first)
 
 
-def _read_arrow(path: Path, name: str, columns: Columns) -> Iterator[tuple[int, Any]]:
+def _read_arrow(
+    path: Path, name: str, columns: Columns, portion: Portion
+) -> Iterator[tuple[int, Any]]:
     with pa.memory_map(str(path)) as source:
         is_stream = source.read(6) != b"ARROW1"
         source.seek(0)
@@ -88,10 +117,15 @@ def _read_arrow(path: Path, name: str, columns: Columns) -> Iterator[tuple[int, 
             raise UserError(f"{name}: {kind}: {error}") from None
         used = _used(name, have, columns)
         if is_stream:
-            batches = _to_the_end(source, reader)
+            batches = (
+                batch
+                for number, batch in enumerate(_to_the_end(source, reader))
+                if portion.start <= number < portion.stop
+            )
         else:
-            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
-        yield from _rows(name, batches, used)
+            stop = int(min(portion.stop, reader.num_record_batches))
+            batches = (reader.get_batch(number) for number in range(portion.start, stop))
+        yield from _rows(name, batches, used, portion.first)
 
 
 def _to_the_end(source: Any, reader: Any) -> Iterator[Any]:
@@ -126,8 +160,10 @@ def _used(name: str, have: Sequence[str], columns: Columns) -> list[str]:
     return [column for column in dict.fromkeys(columns.values()) if column in have]
 
 
-def _rows(name: str, batches: Iterable[Any], used: Sequence[str]) -> Iterator[tuple[int, Any]]:
-    number = 0
+def _rows(
+    name: str, batches: Iterable[Any], used: Sequence[str], first: int
+) -> Iterator[tuple[int, Any]]:
+    number = first - 1
     try:
         for batch in batches:
             columns = {column: batch[column] for column in used}

@@ -10,10 +10,13 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from pressroom.console import UserError, log
 
 TRIES, PAUSE_SECONDS = 3, 0.05
+JOIN_TRIES = 20
+"""The children of a process that was killed end a moment after it."""
 
 
 @contextlib.contextmanager
@@ -60,6 +63,55 @@ def lock(
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
         yield lambda: take(fcntl.LOCK_SH)
+
+
+@contextlib.contextmanager
+def claim(path: Path) -> Iterator[bool]:
+    """Hold a file's lock if nobody else does, for as long as the block runs.
+
+    Yields:
+        Whether it is held; where there are no locks, it is.
+    """
+    with path.open("a+") as file:
+        yield _taken(file, fcntl.LOCK_EX)
+
+
+@contextlib.contextmanager
+def joined(path: Path, what: str, group: str) -> Iterator[None]:
+    """Hold a file's lock together with all who name the same group, and with nobody else.
+
+    Raises:
+        UserError: Another group holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        holder = ""
+        for _ in range(JOIN_TRIES):
+            if _taken(file, fcntl.LOCK_EX):
+                file.truncate(0)
+                file.write(group)
+                file.flush()
+            if _taken(file, fcntl.LOCK_SH):  # in between, another group may have come first
+                file.seek(0)
+                holder = file.read()
+                if holder == group:
+                    break
+                fcntl.flock(file, fcntl.LOCK_UN)
+            time.sleep(PAUSE_SECONDS)
+        else:
+            raise UserError(f"{what}: another process is at it: {holder or 'just begun'}")
+        yield
+
+
+def _taken(file: TextIO, kind: int) -> bool:
+    """Whether a lock could be had; where there are none, it could."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        log.warning("%s: no locks here (%s): work may be done twice", file.name, error)
+    return True
 
 
 def is_locked(path: Path) -> bool:

@@ -144,6 +144,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a small file system of its own, where that can be mounted."""
+    import disks
+
+    with disks.small(tmp_path / "disk") as folder:
+        yield folder
+
+
 def recipe_text(base: Path, **sections: Any) -> str:
     """A small fp32 recipe as YAML; a keyword replaces a section."""
     values: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """Cleaning, reading and dividing articles: every line is an article or a listed reject."""
 
-from datetime import date, datetime
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,9 +10,8 @@ from conftest import invented_articles, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.articles import Article, Reject, read_articles, to_article
+from data_prep.articles import Article, Reject, nothing_good, read_articles
 from data_prep.clean import preprocess_text
-from data_prep.dedupe import drop_duplicates, split
 from pressroom import sources
 from pressroom.console import UserError
 from pressroom.identity import canonical_url
@@ -109,8 +108,10 @@ def test_every_line_is_an_article_or_a_reject(tmp_path: Path) -> None:
 def test_a_file_without_one_good_article_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("title,description\nT,D\n")
-    with pytest.raises(UserError, match=r"a.jsonl: not one good article; a.jsonl:1: not JSON"):
-        read(path)
+    first = read(path)[0]
+    assert isinstance(first, Reject)
+    told = nothing_good("a.jsonl", first)
+    assert told.startswith("a.jsonl: not one good article; a.jsonl:1: not JSON")
 
 
 def test_a_byte_order_mark_costs_nothing(tmp_path: Path) -> None:
@@ -172,59 +173,3 @@ def test_bad_parquet(tmp_path: Path, write, message: str) -> None:
     write(tmp_path / "a.parquet")
     with pytest.raises(UserError, match=message):
         read(tmp_path / "a.parquet")
-
-
-def article(title: str, url: str | None = None, day: str | None = None) -> Article:
-    record = {"title": title, "description": "D", "url": url, "published_at": day}
-    found = to_article(record, f"line {title}", lower_case=False)
-    assert isinstance(found, Article)
-    return found
-
-
-def test_duplicates_are_listed() -> None:
-    items = [
-        article("A", "http://x.example/1"),
-        article("B", "https://www.x.example/1#again"),
-        article("A", "http://x.example/2"),
-        article("C"),
-        article("C"),
-    ]
-    kept = list(drop_duplicates(items))
-    assert [type(k).__name__ for k in kept] == ["Article", "Reject", "Reject", "Article", "Reject"]
-    assert [k.cause for k in kept if isinstance(k, Reject)] == [
-        "duplicate url",
-        "duplicate text",
-        "duplicate url",
-    ]
-
-
-def test_an_article_stays_on_its_side_when_others_come() -> None:
-    first = [article(f"t{i}", f"http://x.example/{i}") for i in range(300)]
-    more = first + [article(f"u{i}", f"http://y.example/{i}") for i in range(300)]
-    held_before = {a.id for a in split(first, 0.1)[1]}
-    train, held, rejects = split(more, 0.1)
-    assert held_before <= {a.id for a in held}
-    assert not rejects
-    assert len(train) + len(held) == 600
-    assert 30 <= len(held) <= 90
-
-
-@pytest.mark.parametrize("share", [0.001, 0.999])
-def test_both_sides_have_an_article(share: float) -> None:
-    articles = [article(f"t{i}") for i in range(4)]
-    train, held, _ = split(articles, share)
-    assert train
-    assert held
-    assert len(train) + len(held) == 4
-
-
-def test_split_by_date_rejects_what_has_none() -> None:
-    articles = [
-        article("a", day="2026-01-31T23:59:59+00:00"),
-        article("b", day="2026-02-01T00:00:00+00:00"),
-        article("c"),
-    ]
-    train, held, rejects = split(articles, date(2026, 2, 1))
-    assert [a.title for a in train] == ["a"]
-    assert [a.title for a in held] == ["b"]
-    assert [r.cause for r in rejects] == ["no date of publication"]

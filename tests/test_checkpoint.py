@@ -1,14 +1,12 @@
 """Checkpoints on one rank: damaged ones are passed over, the best is kept, a full disk is told."""
 
 import math
-import resource
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from disks import fill
 from training import adapter, losses, metrics, train
 
 from pressroom.console import UserError
@@ -150,33 +148,6 @@ def test_deepspeed_cannot_skip(make_recipe) -> None:
         Recipe.load("recipe.yaml", ["parallel.strategy=zero2", "optimizer.on_nan=skip"])
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder with a small file system of its own, where that can be mounted."""
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    mounted = subprocess.run(command, check=False, capture_output=True).returncode == 0
-    yield folder
-    if mounted:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(disk: Path) -> Callable[[], None]:
-    """Leave no room on a disk; where it is not small, let no file grow large.
-
-    Returns:
-        What makes room again.
-    """
-    if not disk.is_mount():
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
-        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    other = disk / "other.bin"
-    other.write_bytes(bytes(shutil.disk_usage(disk).free - 2**16))
-    return other.unlink
-
-
 def test_a_full_disk_is_said_and_when_there_is_room_it_goes_on(
     small_disk: Path, make_recipe, monkeypatch
 ) -> None:
@@ -190,7 +161,7 @@ def test_a_full_disk_is_said_and_when_there_is_room_it_goes_on(
 
     def full(self, *arguments) -> None:
         if self.state.global_step == 4:
-            make_room.append(fill(small_disk))
+            make_room.append(fill(small_disk, 2**16))
         save(self, *arguments)
 
     with monkeypatch.context() as patch:

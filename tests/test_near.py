@@ -50,7 +50,8 @@ def test_a_signature_is_the_same_in_every_process_and_release() -> None:
     """Another hash function makes other signatures: raise FORMAT_VERSION, then these numbers."""
     code = (
         "from data_prep.near import signatures\n"
-        "print(signatures(['Mayor opens bridge', 'Été: 三人被送往医院。', '', '!'])[:, :2].tolist())"
+        "texts = ['Mayor opens bridge', 'Été: 三人被送往医院。', '', '!']\n"
+        "print(signatures(texts)[:, :2].tolist())"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7", "RENSA_FORCE_KERNEL": "scalar"}
     root = Path(__file__).parents[1]

@@ -123,7 +123,7 @@ def test_a_failed_preparation_leaves_nothing(make_recipe, home: Path) -> None:
     recipe = make_recipe(articles=invented_articles(1))
     with pytest.raises(UserError, match="not one article is left for the held_out split"):
         prepare(recipe)
-    assert list((home / "data").iterdir()) == []
+    assert list((home / "data").glob("[!.]*")) == []
 
 
 @pytest.mark.parametrize(
