@@ -109,7 +109,9 @@ def to_article(
         if not isinstance(value, str | None):
             return Reject(place, f"{field} is not text", f"{value!r:.60}")
     title = preprocess_text(values["title"] or "", lower_case=lower_case)
-    description = preprocess_text(values["description"] or "", lower_case=lower_case)
+    description = preprocess_text(
+        values["description"] or "", lower_case=lower_case, cut_endings=True
+    )
     for field, text in (("title", title), ("description", description)):
         if not text:
             there = columns[field] in record

@@ -29,12 +29,13 @@ _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f\u200b\u200e\u200f\ufeff\ufffd]
 
 # What feeds put behind a description. A link's words are a sentence of their own: they stand
 # behind a sentence or a bar, or a mark such as an arrow follows. `Read more books` is none.
-_BEHIND = r"""(?:^|(?<=[.!?…:;"'”’»)\]])\ |\ ?[|–—]\ |\ -\ |\ ?(?=[\[(]))"""
+_BEHIND = r"""(?:^|(?<=[.!?…"'”’»)\]])\ |\ ?[|–—]\ |\ -\ |\ ?(?=[\[(]))"""
 _MARK = r"\ ?(?:\.\.+|…|»|›|→|>+)"
 _LINK = r"""(?:
     continue\ reading
-    | read\ (?:more|on)(?:\ here)?
-    | (?:read\ )?(?:the\ )?(?:full|whole|entire|original)\ (?:story|article|post|report)(?:\ here)?
+    | read\ more(?:\ here)?
+    | read\ (?:the\ )?(?:full|whole|entire|original)\ (?:story|article|post|report)(?:\ here)?
+    | full\ (?:story|article)(?:\ here)?
 )"""
 _TO_END = r"(?:[^.!?…]|[.!?](?=\S)){1,100}"
 _ENDINGS = re.compile(
@@ -81,7 +82,7 @@ def _cut_endings(text: str) -> str:
     # Only so much of the end is looked at each time: a hostile text takes linear time.
     while found := _ENDINGS.search(text, max(0, end - _REACH), end):
         end = found.start()
-    return text[:end].strip()
+    return text[:end]
 
 
 def _strip_markup(text: str) -> str:

@@ -27,7 +27,7 @@ from pressroom.dataset import SPLITS, Manifest, Shard
 from pressroom.files import publish_folder, sha256_file, sha256_json
 from pressroom.tokenizer import ArticleTokenizer
 
-_LIBRARIES = ("pressroom", "tokenizers", "pyarrow", "ftfy", "nh3")
+_LIBRARIES = ("pressroom", "tokenizers", "pyarrow", "ftfy", "nh3", "rensa", "py3langid")
 _HELD_OUT = ("id", "title", "description", "category", "source")
 
 

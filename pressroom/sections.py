@@ -24,6 +24,7 @@ Problems = Iterator[tuple[str, str]]
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 Share = Annotated[float, Field(gt=0, lt=1)]
 ShareOrEnd = Annotated[float, Field(ge=0, le=1)]
+Likeness = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -98,9 +99,9 @@ class Data(Section):
     overlong: Literal["split", "reject"] = "split"
     """What becomes of an article longer than a row."""
     quality: Quality = Field(default_factory=Quality)
-    near_duplicate: ShareOrEnd | None = 0.8
+    near_duplicate: Likeness | None = 0.8
     """Share of runs of words in common from which on the later article is rejected; null: none."""
-    same_story: ShareOrEnd | None = 0.5
+    same_story: Likeness | None = 0.5
     """The same, from which on two articles are on one side of the split; null: none."""
     takedown: str = "data/takedown.txt"
     """A file of ids or URLs, one a line, of articles that are not used; it need not exist."""

@@ -51,6 +51,9 @@ def test_endings_of_feeds_are_cut(raw: str, clean: str) -> None:
         "Read more books, says the minister.",
         "Children should read more.",
         "Asked what to do, he said read more",
+        "His advice: read more.",
+        'He said: "Read more."',
+        "It is a lie. The full story.",
         "People continue reading.",
         "People who continue reading...",
         "Read more. It helps, says the minister.",
@@ -106,7 +109,7 @@ def test_endings_go_before_letters_are_lowered() -> None:
 )
 def test_what_is_cut_is_an_end_and_nothing_is_left_to_cut(text: str) -> None:
     assert preprocess_text(text).startswith(cut(text))
-    assert cut(cut(text)) == cut(text)
+    assert cut(cut(text)) == cut(text) == " ".join(cut(text).split())
 
 
 @pytest.mark.parametrize(
@@ -145,3 +148,16 @@ def test_a_hostile_text_takes_no_quadratic_time(part: str) -> None:
     start = time.process_time()
     cut("x" + part * (200_000 // len(part)))
     assert time.process_time() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("a <!-- that does not end", "a <!-- that does not end"),
+        ("a <!-- no -->b <!-- c", "a b <!-- c"),
+        ("a <!--> b", "a <!--> b"),
+        ("a <!-- <!-- no -->b --> c", "a b --> c"),
+    ],
+)
+def test_a_comment_that_does_not_end_is_text(raw: str, clean: str) -> None:
+    assert preprocess_text(raw) == clean
