@@ -62,8 +62,9 @@ def bytes_of_tokens(tokenizer: Tokenizer) -> "tuple[Integers, int] | None":
         return None
     added = {token["id"] for token in pipeline["added_tokens"]}
     unknown = tokenizer.token_to_id(model["unk_token"]) if model.get("unk_token") else None
-    bytes_V = np.full(1 + max(tokenizer.get_vocab().values()), UNKNOWN, dtype=np.int64)
-    for token, number in tokenizer.get_vocab().items():
+    vocabulary = tokenizer.get_vocab()
+    bytes_V = np.full(1 + max(vocabulary.values()), UNKNOWN, dtype=np.int64)
+    for token, number in vocabulary.items():
         if number not in added and number != unknown:
             bytes_V[number] = count(token) or UNKNOWN
     return bytes_V, int(_is_metaspace(pipeline))

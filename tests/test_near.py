@@ -52,15 +52,7 @@ SAMPLES = ["Mayor opens bridge", "Été: 三人被送往医院。", "", "!"]
 
 def test_a_signature_is_the_same_in_every_process_and_release() -> None:
     """Another hash function makes other signatures: raise FORMAT_VERSION, then these numbers."""
-<<<<<<< ours
-    code = (
-        "from data_prep.near import signatures\n"
-        "texts = ['Mayor opens bridge', 'Été: 三人被送往医院。', '', '!']\n"
-        "print(signatures(texts)[:, :2].tolist())"
-    )
-=======
     code = f"from data_prep.near import signatures\nprint(signatures({SAMPLES!r})[:, :2].tolist())"
->>>>>>> theirs
     environment = os.environ | {"PYTHONHASHSEED": "7", "RENSA_FORCE_KERNEL": "scalar"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(

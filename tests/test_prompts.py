@@ -3,16 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import invented_articles
 
-from data_prep.articles import Article
 from data_prep.tokens import tokenize
 from pressroom.console import UserError
-from pressroom.dataset import IGNORE
 from pressroom.prompts import FORMATS, PromptFormat
 from pressroom.recipe import Recipe
-from pressroom.tokenizer import ArticleTokenizer
+from pressroom.tokenizer import ArticleTokenizer, Tokens
 
 TITLE = "thousands of wild horses creating hazard for nevada drivers as collisions nearly double."
 DESCRIPTION = "thousands of wild horses in nevada."
@@ -54,6 +53,18 @@ ODD = [
 ]
 
 
+def apart(tokens: Tokens) -> list[np.ndarray]:
+    """The ids of each article."""
+    return np.split(tokens.ids, np.cumsum(tokens.lengths)[:-1])
+
+
+def table(articles: list[tuple[str, str]]) -> pa.Table:
+    """Articles as they are tokenized."""
+    columns = {"title": [t for t, _ in articles], "description": [d for _, d in articles]}
+    names = {"id": ["0" * 16] * len(articles), "place": ["x:1"] * len(articles)}
+    return pa.table({**columns, **names})
+
+
 @pytest.fixture(params=["tiny", "llama2"])
 def tokenizer(request: pytest.FixtureRequest) -> ArticleTokenizer:
     """A byte-level BPE of 512 entries, and Llama 2's own."""
@@ -73,16 +84,17 @@ def test_training_and_generation_share_their_ids(name: str, tokenizer: ArticleTo
     """One BOS, one final eos, and a prompt to generate from is what the article begins with."""
     prompts = [FORMATS[name].render_prompt(title) for title, _ in ODD]
     answers = [FORMATS[name].render_answer(description) for _, description in ODD]
-    for prompt, answer, tokens in zip(
-        prompts, answers, tokenizer.encode_articles(prompts, answers), strict=True
+    tokens = tokenizer.encode_articles(prompts, answers)
+    for prompt, answer, array, length in zip(
+        prompts, answers, apart(tokens), tokens.prompt_lengths, strict=True
     ):
-        assert tokens.ids[0] == tokenizer.bos_id
-        assert tokens.ids[-1] == tokenizer.eos_id
-        assert tokens.ids.count(tokenizer.bos_id) == tokens.ids.count(tokenizer.eos_id) == 1
-        assert tokenizer.encode_prompt(prompt) == tokens.ids[: tokens.prompt_length]
-        assert tokenizer.decode(tokens.ids[1:-1]) == prompt + answer
-        kept = tokenizer.decode(tokens.ids[1 : tokens.prompt_length])
-        assert kept == prompt
+        ids = array.tolist()
+        assert ids[0] == tokenizer.bos_id
+        assert ids[-1] == tokenizer.eos_id
+        assert ids.count(tokenizer.bos_id) == ids.count(tokenizer.eos_id) == 1
+        assert tokenizer.encode_prompt(prompt) == ids[:length]
+        assert tokenizer.decode(ids[1:-1]) == prompt + answer
+        assert tokenizer.decode(ids[1:length]) == prompt
 
 
 @pytest.mark.parametrize("train_on", ["all", "answer"])
@@ -92,30 +104,22 @@ def test_masks_are_right_to_the_token(
 ) -> None:
     """Every token but BOS, or every token of the answer and eos, is trained once."""
     make_recipe(prompt={"format": name, "train_on": train_on}, sequence_length=256)
-    recipe = Recipe.load("recipe.yaml")
-    articles = [Article("0" * 16, t, d, None, None, None, None, "x:1") for t, d in ODD]
-    for (title, description), pieces in zip(
-        ODD, tokenize(articles, recipe, tokenizer), strict=True
-    ):
-        assert isinstance(pieces, list)
-        prompt, answer = (
-            FORMATS[name].render_prompt(title),
-            FORMATS[name].render_answer(description),
-        )
-        (encoded,) = tokenizer.encode_articles([prompt], [answer])
+    pieces, rejects = tokenize(table(ODD), Recipe.load("recipe.yaml"), tokenizer)
+    assert not rejects
+    for number, (title, description) in enumerate(ODD):
+        prompt = FORMATS[name].render_prompt(title)
+        ids = tokenizer.encode_articles([prompt], [FORMATS[name].render_answer(description)]).ids
         # Independently of offsets: the ids of the prompt alone are what comes before the answer.
         first = len(tokenizer.encode_prompt(prompt)) if train_on == "answer" else 1
-        trained = [label for piece in pieces for label in piece.labels if label != IGNORE]
-        assert trained == encoded.ids[first:]
         # Pieces overlap by one token, which the later one does not train.
-        whole = [
-            *pieces[0].ids.tolist(),
-            *(i for piece in pieces[1:] for i in piece.ids[1:].tolist()),
-        ]
-        assert whole == encoded.ids
-        for piece in pieces:
-            held = piece.labels != IGNORE
-            assert np.array_equal(piece.labels[held], piece.ids[held])
+        whole, trained = [], []
+        for piece in np.flatnonzero(pieces.articles == number):
+            start = pieces.starts[piece]
+            run = pieces.ids[start : start + pieces.lengths[piece]].tolist()
+            whole += run[bool(whole) :]
+            trained += run[pieces.masked[piece] :]
+        assert whole == ids.tolist()
+        assert trained == ids.tolist()[first:]
 
 
 def test_llama2_ids_are_metas(llama2_tokenizer: Path) -> None:
@@ -131,8 +135,10 @@ def test_llama2_ids_are_metas(llama2_tokenizer: Path) -> None:
     }.items():
         assert tokenizer.encode_prompt(text) == ids
     tokens = tokenizer.encode_articles(["### title: Hello ### description:"], [" world"])
-    assert tokens.ids[-2:] == [3186, 2]
-    assert tokenizer.decode(tokens.ids) == "<s> ### title: Hello ### description: world</s>"
+    assert tokens.ids[-2:].tolist() == [3186, 2]
+    assert (
+        tokenizer.decode(tokens.ids.tolist()) == "<s> ### title: Hello ### description: world</s>"
+    )
 
 
 def test_articles_are_data(tokenizer: ArticleTokenizer) -> None:
@@ -140,10 +146,10 @@ def test_articles_are_data(tokenizer: ArticleTokenizer) -> None:
     news = FORMATS["news"]
     prompt, answer = news.render_prompt(title), news.render_answer(description)
     assert prompt + answer == f"### title: {title} ### description: {description}"
-    tokens = tokenizer.encode_articles([prompt], [answer])
-    assert tokens.ids.count(tokenizer.eos_id) == 1
-    assert tokens.ids.count(tokenizer.bos_id) == 1
-    assert tokenizer.decode(tokens.ids[1:-1]) == prompt + answer
+    ids = tokenizer.encode_articles([prompt], [answer]).ids.tolist()
+    assert ids.count(tokenizer.eos_id) == 1
+    assert ids.count(tokenizer.bos_id) == 1
+    assert tokenizer.decode(ids[1:-1]) == prompt + answer
 
 
 def test_a_format_of_ones_own_that_cuts_a_token_is_refused(
@@ -153,14 +159,9 @@ def test_a_format_of_ones_own_that_cuts_a_token_is_refused(
     monkeypatch.setitem(FORMATS, "mine", PromptFormat("HEAD {title} TEXT ", "{description}", "all"))
     monkeypatch.setitem(FORMATS, "well", PromptFormat("HEAD {title} TEXT", " {description}", "all"))
     make_recipe()
-    articles = [
-        Article("0" * 16, a["title"], a["description"], None, None, None, None, "x:1")
-        for a in invented_articles(5)
-    ]
+    articles = table([(a["title"], a["description"]) for a in invented_articles(5)])
     tokenizer = ArticleTokenizer(tokenizer_folder)
-    assert (
-        len(list(tokenize(articles, Recipe.load("recipe.yaml", ["prompt.format=well"]), tokenizer)))
-        == 5
-    )
+    well = Recipe.load("recipe.yaml", ["prompt.format=well"])
+    assert len(tokenize(articles, well, tokenizer)[0].lengths) == 5
     with pytest.raises(UserError, match="mine's prompt ends inside a token"):
-        list(tokenize(articles, Recipe.load("recipe.yaml", ["prompt.format=mine"]), tokenizer))
+        tokenize(articles, Recipe.load("recipe.yaml", ["prompt.format=mine"]), tokenizer)
