@@ -115,9 +115,9 @@ def _text(article: dict[str, Any]) -> str:
     lines = [article["id"] + ("" if same else f"  {article['asked']}")]
     for place in article["found"]:
         lines.append(f"  {place['dataset']}: {_STATES.get(place['state'], place['state'])}")
-        lines.append(f"    read at {place['place']}")
+        lines.append(f"    read at {_one_line(place['place'])}")
         if place["state"] == "rejected":
-            detail = f" ({place['detail']})" if "detail" in place else ""
+            detail = f" ({_one_line(place['detail'])})" if "detail" in place else ""
             lines.append(f"    {place['cause']}{detail}")
             continue
         rows = ", ".join(map(str, place["rows"]))
@@ -134,6 +134,11 @@ def _text(article: dict[str, Any]) -> str:
         lines.append(f"  taken down by {article['takedown']}")
         lines += [f"    still in: {path}" for path in article["still_in"]]
     return "\n".join(lines)
+
+
+def _one_line(text: str) -> str:
+    """Text that was read from a file, which cannot look like another line of ours."""
+    return text.replace("\n", "\\n")
 
 
 def _scope(looked: Sequence[Path], unread: Sequence[str]) -> str:

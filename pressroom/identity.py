@@ -40,7 +40,7 @@ def meant(name: str) -> str:
         return name.lower()
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/\s]", name):
         if re.search(r"\s", name):
-            raise ValueError("a URL with a space in it: one article a line, or its id")
+            raise ValueError("a URL with a space in it: one article at a time, or its id")
         return article_id(name, "", "")  # a ValueError where brackets do not match
     if re.fullmatch(r"[0-9a-fA-F]+", name):
         raise ValueError(f"{len(name)} hex digits; an article's id has 16")

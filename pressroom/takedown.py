@@ -3,7 +3,6 @@
 A text file with one id or URL a line; `#` begins a comment. Knows nothing of datasets.
 """
 
-import re
 from pathlib import Path
 
 from pressroom.console import UserError
@@ -13,7 +12,6 @@ from pressroom.recipe import Recipe
 from pressroom.sections import Data
 
 DEFAULT = Data.takedown
-_COMMENT = re.compile(r"(^|\s)#.*")
 _SHOWN = 20
 
 
@@ -48,7 +46,7 @@ def read(path: Path) -> dict[str, int]:
     found: dict[str, int] = {}
     problems = []
     for number, line in enumerate(lines, start=1):
-        if entry := _COMMENT.sub("", line).strip():
+        if entry := line.partition("#")[0].strip():  # what follows it in a URL names no other
             try:
                 found.setdefault(meant(entry), number)
             except ValueError as error:

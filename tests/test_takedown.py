@@ -51,7 +51,7 @@ def test_ids_and_urls(make_recipe, home: Path, text: str, expected: set[str]) ->
         ("www.news.example/", "a URL without its beginning: https://www.news.example/"),
         ("data/articles/mediastack.jsonl:12", "a line of a file; an article is named by its id"),
         ("Storm over the city", "text; an article is named by its id, 16 hex digits, or its URL"),
-        (f"{URL}, {URL}", "a URL with a space in it: one article a line"),
+        (f"{URL}, {URL}", "a URL with a space in it: one article at a time"),
         ("https://[news.example/0/3", "Invalid IPv6 URL"),
         ("https://", "text; an article is named"),
         (f"{ID},legal", "text; an article is named"),
@@ -121,6 +121,11 @@ def test_its_content_is_in_the_key_and_nothing_else_of_it(make_recipe, home: Pat
     assert told(moved) == both
     listed(home, f"{URL}\n1123456789abcdef\n")
     assert told(recipe) not in (both, "none")
+
+
+def test_every_id_of_a_list_counts() -> None:
+    pairs = [frozenset(pair) for pair in (("a", "b"), ("a", "c"), ("b", "c"))]
+    assert len({takedown.told(pair) for pair in pairs}) == 3
 
 
 def test_a_dataset_made_before_an_article_was_taken_down_says_so(make_recipe, home: Path) -> None:

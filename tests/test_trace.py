@@ -11,6 +11,7 @@ from conftest import invented_articles, write_jsonl
 
 from data_prep.index import SCHEMA
 from data_prep.prepare import prepare
+from data_prep.sightings import sightings
 from data_prep.trace import main
 from pressroom.console import UserError
 from pressroom.dataset import INDEX
@@ -18,6 +19,7 @@ from pressroom.files import publish_json
 from pressroom.identity import article_id
 
 ARTICLES = invented_articles(60)
+FIRST = ARTICLES[0]["url"]
 NOWHERE = "0123456789abcdef"
 
 
@@ -34,7 +36,7 @@ def made(make_recipe) -> Path:
         {
             "place": "articles.jsonl:62",
             "cause": "too short",
-            "detail": f"3 words \x1b[31m, as {article_id(ARTICLES[0]['url'], '', '')}",
+            "detail": f"3 words \x1b[31m\n  data/x: trained on, as {article_id(FIRST, '', '')}",
             "id": article_id("https://news.example/short", "", ""),
         },
     ]
@@ -74,7 +76,7 @@ def run_of(home: Path, dataset: str, stamp: str, *outputs: str) -> Path:
     return folder
 
 
-def test_an_article_that_was_trained_on(made: Path, lines, traced, home: Path) -> None:
+def test_an_article_that_was_trained_on(made: Path, lines, traced, home: Path, monkeypatch) -> None:
     (line,) = [x for x in lines if x["shard"].startswith("train")][7:8]
     text, code = traced(line["id"])
     assert code == 0
@@ -104,6 +106,8 @@ def test_an_article_that_was_trained_on(made: Path, lines, traced, home: Path) -
     (gone,) = [x for x in shown.splitlines() if x.startswith("not looked through")]
     assert gone.endswith("data/tiny-000000000000 is gone")
     assert "2026-01-03" in gone
+    monkeypatch.setenv("PRESSROOM_HOME", ".")  # a dataset is itself by whatever path
+    assert traced(line["id"])[0].count("trained on it") == 2
 
 
 def test_an_article_that_was_held_out(made: Path, lines, traced, home: Path) -> None:
@@ -119,10 +123,11 @@ def test_an_article_that_was_rejected(made: Path, traced) -> None:
     text, code = traced("https://news.example/short/")
     assert code == 0
     assert f"  {made}: rejected\n    read at articles.jsonl:62\n" in text
-    assert "\n    too short (3 words \\x1b[31m" in text
+    assert "\n    too short (3 words \\x1b[31m\\n  data/x: trained on" in text
     # The id in another's detail finds that article alone.
-    text, _ = traced(ARTICLES[0]["url"])
+    text, _ = traced(FIRST)
     assert "too short" not in text
+    assert len(sightings(made, [article_id(FIRST, "", "")])) == 1
 
 
 def test_all_datasets_are_looked_through(made: Path, lines, traced) -> None:
@@ -133,7 +138,7 @@ def test_all_datasets_are_looked_through(made: Path, lines, traced) -> None:
     reject = {"place": "b.jsonl:7", "cause": "near-duplicate", "detail": "", "id": lines[3]["id"]}
     (other / "rejects.jsonl").write_text(rejects + json.dumps(reject))  # without an end of line
     reseal(other)
-    (made.parent / ".hidden.prep").mkdir()
+    shutil.copytree(other, made.parent / ".other.prep")
     (made.parent / "articles").mkdir()
     text, code = traced(lines[3]["id"], lines[4]["id"])
     assert code == 0
@@ -153,7 +158,7 @@ def test_nothing_is_found(made: Path, traced, home: Path) -> None:
         "",
         f"looked through: {made}",
     ]
-    assert traced(NOWHERE, ARTICLES[0]["url"])[1] == 1
+    assert traced(NOWHERE, FIRST)[1] == 1
     shutil.rmtree(made)
     text, code = traced(NOWHERE)
     assert code == 1
