@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from pressroom import prompts, sources, takedown
-from pressroom.console import UserError
+from pressroom.console import UserError, log
 from pressroom.files import home, publish_text, sha256_file, sha256_json
 from pressroom.recipe import Recipe
 
 FORMAT_VERSION = 2
 """Raised whenever the same input would give other rows."""
 SPLITS = ("train", "held_out")
+TAKEDOWN = "data.takedown"
+"""The key under which a dataset says what was on the takedown list."""
 IGNORE = -100
 """The label of a token that carries no loss."""
 MANIFEST = "manifest.json"
@@ -220,11 +222,20 @@ def _made(recipe: Recipe) -> Iterator[tuple[Path, Manifest]]:
 def check(folder: Path, spec: dict[str, Any]) -> Manifest:
     """Read a dataset's manifest and hold it against a recipe.
 
+    A takedown list that has changed since is for the next dataset: what is in training goes on.
+
     Raises:
-        UserError: Naming every difference.
+        UserError: Naming every other difference.
     """
     manifest = Manifest.read(folder)
-    differences = _differences(manifest.spec, spec)
+    listed = manifest.spec.get(TAKEDOWN)
+    if listed != spec[TAKEDOWN]:
+        log.warning(
+            "%s: made when the takedown list was %s; now it is %s: `pressroom prep` makes another, "
+            "`pressroom trace` says what has seen an article",
+            *(folder, listed, spec[TAKEDOWN]),
+        )
+    differences = _differences(manifest.spec, spec | {TAKEDOWN: listed})
     if differences:
         raise UserError(
             f"{folder} does not match the recipe; make another with `pressroom prep`:\n"

@@ -83,6 +83,7 @@ def test_every_path_and_link_of_a_document_leads_somewhere(document: Path) -> No
             "checkpoints",
             "merged",
             "samples.jsonl",
+            "rejects.jsonl",
         }
         assert parts[0] in made or (ROOT / name).exists(), name
 

@@ -128,7 +128,7 @@ def test_every_id_of_a_list_counts() -> None:
     assert len({takedown.told(pair) for pair in pairs}) == 3
 
 
-def test_a_dataset_made_before_an_article_was_taken_down_says_so(make_recipe, home: Path) -> None:
+def test_a_list_that_grows_is_for_the_next_dataset(make_recipe, home: Path, caplog) -> None:
     from data_prep.prepare import prepare
 
     recipe = make_recipe()
@@ -136,7 +136,9 @@ def test_a_dataset_made_before_an_article_was_taken_down_says_so(make_recipe, ho
     tokenizer = dataset.Manifest.read(folder).spec["tokenizer"]
     listed(home, URL)
     spec = dataset.spec_of(recipe, tokenizer)
-    with pytest.raises(UserError, match=r"data.takedown: the dataset has 'none', the recipe '1 \("):
-        dataset.check(folder, spec)
+    dataset.check(folder, spec)  # a training that was preempted goes on
+    assert "made when the takedown list was none; now it is 1 (" in caplog.text
+    with pytest.raises(UserError, match="sequence_length: the dataset has 128, the recipe 64"):
+        dataset.check(folder, spec | {"sequence_length": 64})
     with pytest.raises(UserError, match=r"no such dataset; .*\n.*\n.*data.takedown: the dataset"):
         dataset.find(recipe, spec)
