@@ -71,6 +71,62 @@ def allocation(environment: Mapping[str, str]) -> Allocation:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """One of the tasks that share a stage's work: of an array, else the job alone."""
+
+    job: str
+    """Of all of them; the same when one is queued again."""
+    task: int | None
+    """Its number in the array, as SLURM's names and logs have it; None: there is no array."""
+    index: int
+    count: int
+    num_cpus: int
+    """For it alone."""
+
+    @property
+    def name(self) -> str:
+        """What SLURM and submitit call it."""
+        return self.job if self.task is None else f"{self.job}_{self.task}"
+
+    @property
+    def options(self) -> list[str]:
+        """Of `data_prep.prepare`."""
+        return [
+            *("--num-workers", str(self.num_cpus)),
+            *("--group", f"job {self.job}", "--task", f"{self.index}/{self.count}"),
+        ]
+
+
+def share(environment: Mapping[str, str]) -> Share:
+    """Which of the tasks that share a stage's work this is.
+
+    In an array with gaps that no step explains, as `1,3,4`, two tasks may have the same index:
+    each claims what nobody else does, so nothing hangs on it.
+
+    Raises:
+        UserError: This is no job.
+
+    >>> array = {"ARRAY_JOB_ID": "40", "ARRAY_TASK_ID": "7", "ARRAY_TASK_MIN": "3",
+    ...          "ARRAY_TASK_COUNT": "4", "ARRAY_TASK_STEP": "2", "CPUS_PER_TASK": "8"}
+    >>> share({"SLURM_JOB_ID": "42"} | {f"SLURM_{k}": v for k, v in array.items()}).options
+    ['--num-workers', '8', '--group', 'job 40', '--task', '2/4']
+    """
+    if "SLURM_JOB_ID" not in environment:
+        raise UserError("not a SLURM job: start it with sbatch, as slurm/*.sh are")
+    cpus = int(environment.get("SLURM_CPUS_PER_TASK") or len(os.sched_getaffinity(0)))
+    if "SLURM_ARRAY_JOB_ID" not in environment:
+        job = environment["SLURM_JOB_ID"]
+        return Share(job=job, task=None, index=0, count=1, num_cpus=cpus)
+    task, first, count, step = (
+        int(environment.get(f"SLURM_ARRAY_TASK_{name}") or default)
+        for name, default in (("ID", 0), ("MIN", 0), ("COUNT", 1), ("STEP", 1))
+    )
+    index = (task - first) // max(step, 1) % count
+    job = environment["SLURM_ARRAY_JOB_ID"]
+    return Share(job=job, task=task, index=index, count=count, num_cpus=cpus)
+
+
 def port_of(job: int, step: int = 0) -> int:
     """A port of a job's step: jobs that share a node have ids that are near each other.
 

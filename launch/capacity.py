@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 
-from launch.partitions import Nodes, Partition, ask_slurm, limit_minutes, partitions
+from launch.partitions import Nodes, Partition, ask_slurm, limit_minutes, most_tasks, partitions
 from pressroom.cluster import Cluster, minutes
 from pressroom.console import UserError
 from pressroom.planner.gpu_kinds import KINDS
@@ -30,7 +30,8 @@ def slurm_problems(cluster: Cluster, file: str) -> list[str]:
     if missing:
         return [f"{', '.join(missing)}: no such command: this is no login node of a SLURM cluster"]
     try:
-        found = list(misfits(cluster, partitions())) or list(_refused(cluster))
+        found = [*misfits(cluster, partitions()), *_too_many(cluster.cpu_jobs.tasks)]
+        found = found or list(_refused(cluster))
     except UserError as error:
         return [str(error)]
     return [f"{file}: {problem}" for problem in found]
@@ -81,6 +82,11 @@ def _above(key: str, wanted: int, partition: str, nodes: Sequence[Nodes]) -> Ite
     most = max((getattr(group, field) for group in nodes), default=math.inf)
     if wanted > most:
         yield f"{key}: {wanted} is more than a node of {partition} has: {math.floor(most)}"
+
+
+def _too_many(tasks: int) -> Iterator[str]:
+    if tasks > 1 and tasks > (most := max(most_tasks(), 1)):  # 0: there are no arrays
+        yield f"cpu_jobs.tasks: {tasks} is more than an array may have here: {most}"
 
 
 def _training(cluster: Cluster, partition: Partition) -> Iterator[str]:

@@ -131,6 +131,8 @@ def submit(
                 f"{run.path}: job {', '.join(alive)} does the stages of another recipe there: "
                 "`pressroom cancel` them, or wait for their end"
             )
+        if not alive:
+            run.error.unlink(missing_ok=True)  # a task of an array leaves others' words
         if not (alive and run.keys.is_file()):  # what sbatch has started left none
             if not keep_code:
                 snapshot.take(run)
@@ -157,8 +159,15 @@ def _submit(
                     log.warning("cancelling %s, which were to go before it", ", ".join(new))
                     queue.cancel(new)
                 raise
-            record_job(run, Job(job=job, stage=stage, after=after, submitted=now()))
+            new_job = Job(job=job, stage=stage, after=after, submitted=now(), tasks=each.tasks)
+            record_job(run, new_job)
             new.append(job)
-        tell(stage, f"job {job}" + (", queued already" if isinstance(each, str) else ""))
+        tell(stage, f"job {job}{_more(each)}")
         after = (job,)
     return new
+
+
+def _more(each: Request | str) -> str:
+    if isinstance(each, str):
+        return ", queued already"
+    return f", an array of {each.tasks} tasks" if each.tasks > 1 else ""

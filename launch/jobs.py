@@ -29,6 +29,14 @@ class Job:
     """Jobs that must end well before it starts."""
     submitted: str
     """When, ISO 8601."""
+    tasks: int = 1
+    """That share its work, as an array; 1: it is none."""
+
+    @property
+    def names(self) -> list[str]:
+        """What SLURM calls its tasks, the job itself where there is one alone."""
+        many = range(self.tasks) if self.tasks > 1 else ()
+        return [f"{self.job}_{task}" for task in many] or [self.job]
 
 
 def record_job(run: RunDir, job: Job) -> None:

@@ -32,15 +32,25 @@ _BLOCK = 16 * 1024
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run is over, requeued or not.")
 @click.option("--rank", type=click.IntRange(0), help="Of training; 0 when not given.")
 @click.option("--stage", help="The own output of the newest job of this stage.")
+@click.option("--task", type=click.IntRange(0), help="Of prep, where several share its work.")
 @click.option(
     "-n", "--lines", type=click.IntRange(0), default=40, show_default=True, help="How many, last."
 )
-def main(run_name: str, follow: bool, rank: int | None, stage: str | None, lines: int) -> None:
+def main(
+    run_name: str,
+    follow: bool,
+    rank: int | None,
+    stage: str | None,
+    task: int | None,
+    lines: int,
+) -> None:
     """What a run says: rank 0 of its training, or before that the job's own output."""
     run = find_run(run_name)
     if stage is not None:
         _require_stage(run, stage, rank)
-    path = find_log(run, rank, stage)
+    if task is not None:
+        stage = _stage_of(run, stage, rank, task)
+    path = find_log(run, rank, stage, task)
     if not follow:
         if path is None:
             log.info("%s: %s", run.path, _why_none(run, stage))
@@ -49,7 +59,7 @@ def main(run_name: str, follow: bool, rank: int | None, stage: str | None, lines
             Reader(path, lines).show(rest=True)
         return
     try:
-        _follow(run, rank, stage, lines)
+        _follow(run, rank, stage, task, lines)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -65,8 +75,30 @@ def _require_stage(run: RunDir, stage: str, rank: int | None) -> None:
         raise UserError(f"--stage {stage}: {run.path} has no job of that stage{hint or '; ' + has}")
 
 
-def find_log(run: RunDir, rank: int | None, stage: str | None) -> Path | None:
+def _stage_of(run: RunDir, stage: str | None, rank: int | None, task: int) -> str:
+    """The stage whose task is asked for, when it is said and when it is not."""
+    if rank is not None:
+        raise UserError("--rank and --task: ranks are training's; give one of the two")
+    jobs = {job.stage: job for job in all_jobs(run) if stage in (None, job.stage)}
+    several = [job for job in jobs.values() if job.tasks > 1]
+    if not several:
+        which = (
+            f"the newest job of {stage} is a single task" if stage else "no job is several tasks"
+        )
+        raise UserError(f"--task {task}: {run.path}: {which}")
+    job = several[-1]
+    if task >= job.tasks:
+        raise UserError(f"--task {task}: {job.stage} has {job.tasks} tasks, 0 to {job.tasks - 1}")
+    return job.stage
+
+
+def find_log(
+    run: RunDir, rank: int | None, stage: str | None, task: int | None = None
+) -> Path | None:
     """The file to show; None while there is none.
+
+    Of several tasks that share a stage's work it is that of the first which has begun, unless one
+    is asked for.
 
     Raises:
         UserError: Training has fewer ranks.
@@ -77,9 +109,10 @@ def find_log(run: RunDir, rank: int | None, stage: str | None) -> Path | None:
         if ranks := len(list(run.logs.glob("rank-*.log"))):
             raise UserError(f"--rank {rank or 0}: has logs of {ranks} ranks, 0 to {ranks - 1}")
     for job in reversed(all_jobs(run)):
-        own = run.job_log(job.job, 0)
-        if stage in (None, job.stage) and own.is_file():
-            return own
+        names = job.names if task is None else job.names[task : task + 1]
+        own = [path for path in (run.job_log(name, 0) for name in names) if path.is_file()]
+        if stage in (None, job.stage) and own:
+            return own[0]
         if stage == job.stage:
             return None  # an older job's would be another story
     return None
@@ -113,17 +146,17 @@ def _stands(run: RunDir) -> str:
     return ", ".join(filter(None, (now.state, now.stage, now.note)))
 
 
-def _follow(run: RunDir, rank: int | None, stage: str | None, lines: int) -> None:
+def _follow(run: RunDir, rank: int | None, stage: str | None, task: int | None, lines: int) -> None:
     """Show what comes until the run is over; from a job's own output on to the rank's log."""
     reader: Reader | None = None
     is_over, ask_at = False, 0.0
-    if find_log(run, rank, stage) is None:
+    if find_log(run, rank, stage, task) is None:
         log.info("%s: %s", run.path, _why_none(run, stage))
     while not is_over:
         if time.monotonic() >= ask_at:
             is_over, ask_at = _is_over(run, stage), time.monotonic() + ASK_SECONDS
         with suppress(UserError):  # ranks begin their logs one after the other
-            path = find_log(run, rank, stage)
+            path = find_log(run, rank, stage, task)
             if path and (reader is None or path != reader.path):
                 if reader:
                     reader.show(rest=True)

@@ -1,6 +1,7 @@
 """On a node of a SLURM job, one task a node: the one entry for every way in.
 
     sbatch slurm/train_70b.sh      srun python -P -m launch.node train llama2_70b key=value ...
+    sbatch slurm/prep.sh RECIPE    the same with prep, in each task of an array
     pressroom submit, run          submitit calls `of_run` in the code that was kept at submission
 
 The nodes of a training meet, the first decides, each starts `accelerate launch` for its ranks.
@@ -22,7 +23,7 @@ from typing import get_args
 import click
 
 from launch import orders
-from launch.allocation import Allocation, allocation
+from launch.allocation import Allocation, allocation, share
 from launch.command import Stage, command_of, stage_command
 from launch.keys import Keys, to_do
 from launch.local import run_to_end
@@ -66,8 +67,9 @@ def main(stage: Stage, what: str, overrides: tuple[str, ...]) -> None:
         if stage == "train":
             _train(lambda here, gpus: orders.by_name(what, overrides, here, gpus))
             return
+        options = share(os.environ).options if stage == "prep" else []
         _alone()
-        run_to_end(stage, stage_command(stage, [what, *overrides]))
+        run_to_end(stage, stage_command(stage, [what, *overrides, *options]))
 
 
 def of_run(argument: str) -> None:
@@ -82,15 +84,16 @@ def of_run(argument: str) -> None:
 
 def _of_run(stage: Stage, path: str) -> None:
     signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit passes over it
-    for left in RunDir(Path(path)).submission.glob("*.save_tmp"):
+    run, here = RunDir(Path(path)), share(os.environ)
+    for left in run.submission.glob(f"{here.name}_*.save_tmp"):
         left.unlink(missing_ok=True)  # of a killed start; submitit would not write its result
     if stage == "train":
         _train(lambda here, gpus: orders.submitted(path))
         return
     _alone()
-    run = RunDir(Path(path))
-    with recorded(run, Keys.read(run), stage):
-        run_to_end(stage, command_of(stage, run))
+    with recorded(run, Keys.read(run), stage, here.task):
+        options = here.options if stage == "prep" else []
+        run_to_end(stage, [*command_of(stage, run), *options])
 
 
 def _alone() -> None:

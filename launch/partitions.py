@@ -72,6 +72,17 @@ def ask_slurm(*command: str, check: bool = True) -> subprocess.CompletedProcess[
     return done
 
 
+def most_tasks() -> float:
+    """How many tasks an array may have; infinite where SLURM does not say.
+
+    Raises:
+        UserError: There is no SLURM, or it hangs.
+    """
+    said = ask_slurm("scontrol", "show", "config", check=False).stdout
+    limits = re.findall(r"^MaxArraySize\s*=\s*(\d+)|\bmax_array_tasks=(\d+)", said, re.MULTILINE)
+    return min((int(size or tasks) for size, tasks in limits), default=math.inf)
+
+
 def partitions() -> dict[str, Partition]:
     """Name -> partition, of all that the cluster has.
 

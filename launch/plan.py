@@ -31,12 +31,17 @@ class Request:
     """The shell words that start Python in a task."""
     folder: Path
     """The run's submission folder."""
+    tasks: int = 1
+    """That share the stage's work, as an array; 1: no array."""
 
     @property
     def text(self) -> str:
         """What sbatch is given."""
         command = f"{self.python} -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
-        return _make_sbatch_string(command=command, folder=self.folder, **self.parameters)
+        many = self.tasks if self.tasks > 1 else None
+        return _make_sbatch_string(
+            command=command, folder=self.folder, map_count=many, **self.parameters
+        )
 
     def after(self, jobs: tuple[str, ...]) -> "Request":
         """The same, to start when other jobs have ended well."""
@@ -76,6 +81,8 @@ def request(
         },
     }
     needed = common | (_on_cpus(cluster) if stage in _ON_CPUS else _on_gpus(stage, cluster))
+    tasks = cluster.cpu_jobs.tasks if stage == "prep" else 1
+    needed["array_parallelism"] = tasks  # else submitit lets 256 of them run at a time
     return Request(
         stage=stage,
         parameters={
@@ -83,6 +90,7 @@ def request(
         },
         python=_python(cluster),
         folder=run.submission,
+        tasks=tasks,
     )
 
 

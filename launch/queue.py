@@ -7,8 +7,9 @@ some minutes after its end. Every call is bounded. Knows nothing of runs.
 import os
 import shutil
 import subprocess
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pressroom.console import UserError, log
 
@@ -19,11 +20,12 @@ _ENDED = {
     *("OUT_OF_MEMORY", "PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"),
 }
 _WIDTHS = {
-    **{"JobID": 20, "State": 24, "RestartCnt": 12, "StartTime": 24, "EndTime": 24},
+    **{"ArrayJobID": 20, "State": 24, "RestartCnt": 12, "StartTime": 24, "EndTime": 24},
     **{"Reason": 160, "NodeList": 400},
 }
-"""squeue's fields, and how wide it is to print them: separators can stand in a reason."""
-_ACCOUNTED = ("JobIDRaw", "State", "NodeList")
+"""squeue's fields, and how wide it is to print them: separators can stand in a reason. ArrayJobID
+is, of a job that is no array, its own."""
+_ACCOUNTED = ("JobID", "State", "NodeList")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class JobState:
     """When it ended, or its time limit ends it, in seconds since 1970."""
     restarts: int = 0
     """How often it was queued again; 0 where sacct alone knows it."""
+    tasks: str = ""
+    """Of an array: how many of its tasks are in which state."""
 
     @property
     def alive(self) -> bool:
@@ -102,7 +106,7 @@ def cancel(ids: Sequence[str]) -> None:
 def _queued(wanted: Sequence[str]) -> dict[str, JobState] | None:
     """What squeue knows; None where there is none."""
     fields = ",".join(f"{name}:{width}" for name, width in _WIDTHS.items())
-    every = ("squeue", "--noheader", "--states=all", f"--Format={fields}")
+    every = ("squeue", "--noheader", "--states=all", "--array", f"--Format={fields}")
     done = _ask(*every, f"--jobs={','.join(wanted)}")
     if done and done.returncode and "Invalid job id" in done.stderr:
         done = _ask(*every, f"--user={os.getuid()}")  # it says so of a single one that is over
@@ -115,13 +119,13 @@ def _queued(wanted: Sequence[str]) -> dict[str, JobState] | None:
 
 def parse_queue(text: str) -> dict[str, JobState]:
     """The table of squeue -> id -> state; a line without an id, as a cluster's name, is none."""
-    found = {}
+    found = defaultdict(list)
     for line in text.splitlines():
         cells, at = {}, 0
         for name, width in _WIDTHS.items():
             cells[name], at = line[at : at + width].strip(), at + width
-        if cells["JobID"].isdigit():
-            found[cells["JobID"]] = JobState(
+        if cells["ArrayJobID"].isdigit():
+            task = JobState(
                 state=cells["State"],
                 reason="" if cells["Reason"] == "None" else cells["Reason"],
                 nodes=cells["NodeList"],
@@ -129,6 +133,27 @@ def parse_queue(text: str) -> dict[str, JobState]:
                 end=_number(cells["EndTime"]),
                 restarts=_number(cells["RestartCnt"]) or 0,
             )
+            found[cells["ArrayJobID"]].append(task)
+    return _jobs(found)
+
+
+def _jobs(tasks: Mapping[str, Sequence[JobState]]) -> dict[str, JobState]:
+    """Id -> what its tasks are together: the most alive of them; when all are over, the worst."""
+
+    def weight(task: JobState) -> tuple[bool, ...]:
+        is_active = task.alive and not task.waits
+        order = ("RUNNING", "COMPLETED", "CANCELLED")
+        runs, is_good, was_told_to = (task.state == state for state in order)
+        return task.alive, is_active, runs, not is_good, not was_told_to
+
+    found = {}
+    for job, each in tasks.items():
+        first = max(each, key=weight)
+        nodes = dict.fromkeys(task.nodes for task in each if task.state == first.state)
+        counts = Counter(task.state.lower() for task in each)
+        words = [f"{count} {state}" for state, count in sorted(counts.items())]
+        several = ", ".join(words) if len(each) > 1 else ""
+        found[job] = replace(first, nodes=",".join(filter(None, nodes)), tasks=several)
     return found
 
 
@@ -150,14 +175,16 @@ def _accounted(forgotten: Sequence[str]) -> dict[str, JobState]:
 
 
 def parse_accounts(text: str) -> dict[str, JobState]:
-    """The lines of sacct -> id -> state."""
-    found = {}
+    """The lines of sacct -> id -> state; `7_2` and `7_[0-3]` are tasks of the array 7."""
+    found = defaultdict(list)
     for line in text.splitlines():
         cells = line.split("|")
-        if len(cells) == len(_ACCOUNTED) and cells[0].isdigit() and cells[1]:
+        job = cells[0].partition("_")[0]
+        if len(cells) == len(_ACCOUNTED) and job.isdigit() and cells[1]:
             nodes = "" if cells[2] == "None assigned" else cells[2]
-            found[cells[0]] = JobState(state=cells[1].split()[0], nodes=nodes)  # CANCELLED by 0
-    return found
+            state = cells[1].split()[0]  # CANCELLED by 0
+            found[job].append(JobState(state=state, nodes=nodes))
+    return _jobs(found)
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:

@@ -16,13 +16,20 @@ from pressroom.run_dir import RunDir
 
 
 @contextmanager
-def recorded(run: RunDir, keys: Keys, stage: str) -> Iterator[None]:
+def recorded(run: RunDir, keys: Keys, stage: str, task: int | None = None) -> Iterator[None]:
     """Remember how the block, which does a stage, ends; and make the run's page.
 
     Of an error the stage's own words are better. A run that somebody else trains is theirs: being
     refused is no failure of it.
+
+    Args:
+        run: The run.
+        keys: What its stages are made from.
+        stage: Which of them.
+        task: Of several that share the stage's work: what another has said stays.
     """
-    if not is_locked(run.lock):
+    what = stage if task is None else f"{stage}, task {task}"
+    if not is_locked(run.lock) and (task is None or _said(run).startswith(f"{what}: ")):
         run.error.unlink(missing_ok=True)
     start = time.monotonic()
     try:
@@ -33,7 +40,7 @@ def recorded(run: RunDir, keys: Keys, stage: str) -> Iterator[None]:
         log.info("%s: %s", stage, human_seconds(seconds))
     except UserError as error:
         if not is_locked(run.lock):
-            keep_error(run, stage, error)
+            keep_error(run, what, error)
         raise
     finally:
         # It draws pictures, whose libraries nobody else here needs.
@@ -47,3 +54,7 @@ def keep_error(run: RunDir, what: str, error: UserError) -> None:
     if not run.error.is_file():
         said = error.said if isinstance(error, Failure) else str(error)
         publish_text(run.error, redact(f"{what}: {said}") + "\n")
+
+
+def _said(run: RunDir) -> str:
+    return run.error.read_text(encoding="utf-8") if run.error.is_file() else ""

@@ -102,8 +102,8 @@ def _state(facts: Facts, state: str, job: Job | None, *notes: str, stage: str = 
 
 def _active(facts: Facts, job: Job, now: JobState, never: Sequence[Job]) -> RunState:
     where = f"on {now.nodes}" if now.nodes else ""
-    if now.state != "RUNNING":
-        where = f"{now.state.lower()} {where}"
+    if now.tasks or now.state != "RUNNING":
+        where = f"{now.tasks or now.state.lower()} {where}"
     if job.stage != "train":
         return _state(facts, "running", job, where, _never(never))
     if not facts.rows or facts.rows_at < (now.start or 0):
@@ -132,7 +132,8 @@ def _queued(facts: Facts, job: Job, now: JobState, never: Sequence[Job]) -> RunS
     if now.start:
         why += f", starts about {datetime.fromtimestamp(now.start):%m-%d %H:%M}"
     again = f"started {starts} times" if starts > 1 else "started once" if starts else ""
-    return _state(facts, "requeued" if starts else "queued", job, why, again, _never(never))
+    state = "requeued" if starts else "queued"
+    return _state(facts, state, job, why, now.tasks, again, _never(never))
 
 
 def _never(never: Sequence[Job]) -> str:
@@ -163,7 +164,8 @@ def _over(facts: Facts, queue: Mapping[str, JobState] | None) -> RunState:
     if asked_to or (ended and ended.state == "PREEMPTED"):
         return _state(facts, "preempted", job, "is not queued again")
     if ended and ended.state != "COMPLETED":
-        return _state(facts, "failed", job, f"SLURM says {ended.state} {ended.reason}".strip())
+        says = f"SLURM says {ended.state} {ended.reason}".strip()
+        return _state(facts, "failed", job, says, ended.tasks)
     return _state(facts, "stopped", job, "its job is over, without a word and without output")
 
 

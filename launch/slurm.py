@@ -18,7 +18,7 @@ from pressroom.run_dir import RunDir
 
 
 def submit(request: Request, run: RunDir) -> str:
-    """Submit a stage's job; its id.
+    """Submit a stage's job; its id, of an array that of all its tasks.
 
     The folder holds submitit's pickles, so it is its owner's alone.
 
@@ -31,13 +31,14 @@ def submit(request: Request, run: RunDir) -> str:
     executor.update_parameters(**request.parameters)
     with _outside_of_jobs():
         try:
-            job = executor.submit(of_run, json.dumps([request.stage, str(run.path)]))
+            what = json.dumps([request.stage, str(run.path)])
+            jobs = executor.map_array(of_run, [what] * request.tasks)  # of one it makes no array
         except (FailedJobError, FailedSubmissionError) as error:
             reason = str(error).strip() or "sbatch failed without a word"
             raise UserError(
                 f"SLURM does not take the job of stage {request.stage}: {reason}"
             ) from None
-    return str(job.job_id)
+    return str(jobs[0].job_id).partition("_")[0]
 
 
 @contextmanager

@@ -164,9 +164,13 @@ def seconds_left(job: str) -> float:
 
 
 def job_runs(job: str) -> bool:
-    """Whether SLURM says that a job runs, or says nothing: then it is not over either."""
+    """Whether SLURM says that a job runs, or says nothing: then it is not over either.
+
+    One task of an array has the number that all of it has: then squeue lists the others too.
+    """
     try:
-        return _call("squeue", "--noheader", "--jobs", job, "--format", "%T") == "RUNNING"
+        said = _call("squeue", "--noheader", "--jobs", job, "--format", "%A %T")
+        return f"{job} RUNNING" in said.splitlines()
     except (OSError, subprocess.SubprocessError):
         return True
 

@@ -39,10 +39,13 @@ class CpuJobs:
 
     partition: str | None = None
     """Where they are queued; null: the cluster's `partition`."""
+    tasks: Positive = 1
+    """Tasks that share preparation, each with these CPUs and this memory, as a job array; 1: a job
+    like the others. Each begins when there is room for it."""
     cpus: Positive = 8
-    """CPUs of such a job."""
+    """CPUs of such a job, or task."""
     memory_gib: Positive = 32
-    """Memory of such a job."""
+    """Memory of such a job, or task."""
     time_limit: TimeLimit = "8:00:00"
     """How long such a job may take."""
 

@@ -71,7 +71,7 @@ class RunDir:
         return self.path / "submission"
 
     def job_log(self, job: str, node_rank: int) -> Path:
-        """What a job said on one of its nodes, beside its ranks."""
+        """What a job, or one task of an array, said on one of its nodes, beside its ranks."""
         return self.submission / f"{job}_{node_rank}_log.out"  # submitit's name
 
     @property

@@ -1,13 +1,16 @@
 #!/bin/bash
-# Articles -> packed shards: sbatch slurm/prep.sh RECIPE [key=value ...]
+# Articles -> packed shards, by several tasks: sbatch slurm/prep.sh RECIPE [key=value ...]
+# Each task of the array takes what no other has taken. It may begin late, be killed and be queued
+# again: the others do its work meanwhile. `sbatch --array=0-15 slurm/prep.sh ...` takes 16.
 # Edit these lines for your cluster; what is given to sbatch itself comes before them.
 #SBATCH --partition=cpu
+#SBATCH --array=0-3
 #SBATCH --nodes=1
-#SBATCH --cpus-per-task=16 --mem=64G
+#SBATCH --cpus-per-task=16 --mem=64G  # of each task
 #SBATCH --time=8:00:00
-# Not these: one task.
+# Not these: one node a task.
 #SBATCH --ntasks-per-node=1 --requeue --open-mode=append
-#SBATCH --job-name=prep --output=%x-%j.log
+#SBATCH --job-name=prep --output=%x-%A_%a.log
 PATH="$PWD/.venv/bin:$PATH"       # edit: module load, conda activate; what finds `python` on nodes
 # What an allocation around this one may have left, which srun would take for its own.
 unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_NTASKS_PER_GPU SLURM_CPUS_PER_GPU SLURM_GPUS_PER_TASK SLURM_GPUS

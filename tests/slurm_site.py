@@ -30,7 +30,7 @@ CLUSTER = {
     "cpus_per_node": 1,
     "memory_gib": 6,
     "time_limit": "1:00:00",
-    "cpu_jobs": {"cpus": 1, "memory_gib": 4, "time_limit": "1:00:00"},
+    "cpu_jobs": {"tasks": 2, "cpus": 1, "memory_gib": 4, "time_limit": "1:00:00"},
     "signal_seconds": 20,
 }
 

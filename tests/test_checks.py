@@ -102,6 +102,28 @@ def test_what_a_real_slurm_says() -> None:
     assert found["empty"].nodes == ()
 
 
+CONFIG = """\
+Configuration data as of 2026-11-22T13:30:41
+MaxArraySize            = 1001
+MaxJobCount             = 10000
+SchedulerParameters     = batch_sched_delay=0,{more}bf_interval=1
+"""
+
+
+def test_an_array_of_more_tasks_than_slurm_takes(check, answer: Answer) -> None:
+    assert check("cpu_jobs.tasks=100000") == []  # SLURM does not say
+    answer("scontrol", CONFIG.format(more=""))
+    assert check("cpu_jobs.tasks=1001") == []  # 0 to 1000: a real one takes it, and no more
+    more = "cpu_jobs.tasks: {} is more than an array may have here: {}"
+    assert check("cpu_jobs.tasks=1002") == ["c.yaml: " + more.format(1002, 1001)]
+    answer("scontrol", CONFIG.format(more="max_array_tasks=8,"))
+    told = check("cpu_jobs.tasks=9", "cpu_jobs.cpus=65")
+    assert told[1:] == ["c.yaml: " + more.format(9, 8)]
+    answer("scontrol", "MaxArraySize = 0\n")
+    assert check("cpu_jobs.tasks=2") == ["c.yaml: " + more.format(2, 1)]
+    assert check() == []
+
+
 def test_other_ways_of_slurm_to_write_it() -> None:
     assert gpus_in("gpu:tesla:2(IDX:0-1),gpu:tesla:2,nic:1") == {"tesla": 4}
     assert gpus_in("gpu:a100_1g.5gb:7,gpu") == {"a100_1g.5gb": 7, "": 1}

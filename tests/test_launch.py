@@ -437,6 +437,24 @@ def test_being_refused_is_no_failure_of_a_run_that_others_train(make_recipe) -> 
     assert "train: out of memory" in run.error.read_text()
 
 
+def test_a_task_leaves_what_another_has_said(make_recipe) -> None:
+    recipe = make_recipe()
+    run, keys = RunDir.create(recipe), stage_keys(recipe)
+    with pytest.raises(UserError), recorded(run, keys, "prep", 10):
+        raise UserError("the disk is full")
+    said = "prep, task 10: the disk is full\n"
+    with recorded(run, keys, "prep", 1):  # begins later, and ends well
+        assert run.error.read_text() == said
+    with pytest.raises(UserError), recorded(run, keys, "prep", 0):
+        raise UserError("the disk is full here too")
+    assert run.error.read_text() == said
+    with recorded(run, keys, "prep", 10):  # queued again by hand
+        assert not run.error.exists()
+    run.error.write_text(said)
+    with recorded(run, keys, "prep"):  # a job alone
+        assert not run.error.exists()
+
+
 def test_an_error_is_kept_in_the_words_of_the_stage(make_recipe, home: Path) -> None:
     make_recipe()
     (home / "articles.jsonl").write_text("no article\n")

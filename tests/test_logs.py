@@ -133,7 +133,34 @@ def test_of_a_stage_the_newest_job_speaks(chain: RunDir, slurm: FakeSlurm) -> No
     assert pressroom("tiny", "--stage", "merge").output == "merging again\n"
 
 
+def test_each_task_of_a_stage_has_its_own_log(
+    chain: RunDir, slurm: FakeSlurm, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    record_job(chain, Job(job="5", stage="prep", submitted=WHEN, tasks=3))
+    assert pressroom("tiny", "--stage", "prep").output == ""
+    chain.job_log("5_2", 0).write_text("the last is the first to begin\n")
+    assert pressroom("tiny", "--stage", "prep").output == "the last is the first to begin\n"
+    assert pressroom("tiny").output == "the last is the first to begin\n"
+    chain.job_log("5_0", 0).write_text("first\n")
+    assert pressroom("tiny", "--stage", "prep").output == "first\n"
+    assert pressroom("tiny", "--task", "2").output == "the last is the first to begin\n"
+    caplog.clear()
+    assert pressroom("tiny", "--stage", "prep", "--task", "1").output == ""
+    assert "no log yet; job 5 (prep)" in caplog.text
+    chain.rank_log(0).write_text("training\n")
+    assert pressroom("tiny", "--task", "0").output == "first\n"
+    with pytest.raises(UserError, match="--task 3: prep has 3 tasks, 0 to 2"):
+        pressroom("tiny", "--task", "3")
+    with pytest.raises(UserError, match="the newest job of merge is a single task"):
+        pressroom("tiny", "--stage", "merge", "--task", "0")
+    with pytest.raises(UserError, match="--rank and --task"):
+        pressroom("tiny", "--rank", "0", "--task", "0")
+
+
 def test_what_a_user_does_wrong(chain: RunDir) -> None:
+    with pytest.raises(UserError, match=r"--task 0: .*: no job is several tasks"):
+        pressroom("tiny", "--task", "0")
     with pytest.raises(UserError, match=r"--stage mrege: .* did you mean merge\?"):
         pressroom("tiny", "--stage", "mrege")
     with pytest.raises(UserError, match="it has jobs of: train, merge"):

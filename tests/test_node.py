@@ -6,16 +6,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from fake_slurm import FakeSlurm
 
-from launch import meet, process
-from launch.allocation import allocation, port_of
+from launch import meet, node, process
+from launch.allocation import allocation, port_of, share
 from launch.command import Node, train_command
 from launch.jobs import Start, fruitless, record_start, starts_of
 from launch.meet import follow, meeting
 from launch.rank_environment import cleaned, rank_environment
+from launch.training import job_runs
 from pressroom.console import UserError
 from pressroom.run_dir import RunDir
 
@@ -83,6 +87,90 @@ def test_a_second_node_trains_where_the_first_is(make_recipe) -> None:
         recipe, RunDir(Path("r")), Path("d"), Node(num_gpus=4, num_cpus=4, port=9)
     )
     assert "--main_process_port 9 " in " ".join(alone)
+
+
+# The tasks of an array
+
+
+def task(**variables: object) -> dict[str, str]:
+    """The environment of a task, by names without SLURM's prefix."""
+    return {f"SLURM_{k}": str(v) for k, v in {"JOB_ID": 42, **variables}.items()}
+
+
+def array(number: int, first: int, count: int, step: int = 1) -> dict[str, str]:
+    names = {"ID": number, "MIN": first, "COUNT": count, "STEP": step}
+    return task(ARRAY_JOB_ID=40, **{f"ARRAY_TASK_{k}": v for k, v in names.items()})
+
+
+@pytest.mark.parametrize(
+    ("environment", "place", "name"),
+    [
+        (array(0, 0, 4), (0, 4), "40_0"),
+        (array(3, 0, 4), (3, 4), "40_3"),
+        (array(3, 3, 4, 2), (0, 4), "40_3"),  # 3-9:2, as a real SLURM says it
+        (array(9, 3, 4, 2), (3, 4), "40_9"),
+        (array(7, 7, 1), (0, 1), "40_7"),
+        (array(4, 1, 3), (0, 3), "40_4"),  # 1,3,4
+        (task(), (0, 1), "42"),
+    ],
+)
+def test_which_of_the_tasks_this_is(
+    environment: dict[str, str], place: tuple[int, int], name: str
+) -> None:
+    here = share(environment | {"SLURM_RESTART_COUNT": "2"})  # which changes nothing
+    assert ((here.index, here.count), here.name) == (place, name)
+    group = name.partition("_")[0]
+    whole = f"--group|job {group}|--task|{place[0]}/{place[1]}"
+    assert "|".join(here.options).endswith(whole)
+
+
+def test_a_task_has_the_cpus_that_it_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {4, 5, 6})
+    assert share(task(CPUS_PER_TASK=16)).options[:2] == ["--num-workers", "16"]
+    assert share(task()).options[:2] == ["--num-workers", "3"]
+    with pytest.raises(UserError, match="not a SLURM job: start it with sbatch"):
+        share({})
+
+
+def test_a_task_of_a_run_does_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, commands = RunDir(tmp_path / "run"), []
+    run.submission.mkdir(parents=True)
+    names = [f"{job}_0_result.pkl.save_tmp" for job in ("40_1", "40_10", "40_2", "41")]
+    for name in names:
+        (run.submission / name).touch()
+    for variable, value in (array(1, 0, 16) | task(CPUS_PER_TASK=8)).items():
+        monkeypatch.setenv(variable, value)
+    seen = []
+
+    @contextmanager
+    def recorded(*arguments: object) -> Iterator[None]:
+        seen.append(arguments[2:])
+        yield
+
+    monkeypatch.setattr(node, "recorded", recorded)
+    monkeypatch.setattr(node, "_alone", lambda: None)  # it cleans the environment
+    monkeypatch.setattr(node, "run_to_end", lambda stage, command: commands.append(command))
+    monkeypatch.setattr(node.Keys, "read", lambda run: None)
+    node._of_run("prep", str(run.path))
+    assert commands[-1][1:4] == ["-m", "data_prep.prepare", str(run.recipe)]
+    assert commands[-1][4:] == (["--num-workers", "8", "--group", "job 40", "--task", "1/16"])
+    # What another task is about to write is left alone.
+    assert sorted(path.name for path in run.submission.iterdir()) == sorted(names[1:])
+    node._of_run("merge", str(run.path))
+    assert commands[-1][2:] == ["generate.commands", "merge", str(run.path)]
+    assert seen == [("prep", 1), ("merge", 1)]
+
+
+def test_a_task_whose_number_the_array_bears_is_told_from_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = FakeSlurm(tmp_path / "slurm", monkeypatch)
+    slurm.says("squeue", "17 PENDING\n14 RUNNING\n16 RUNNING\n")  # as of the array 14
+    assert job_runs("14")
+    slurm.says("squeue", "17 RUNNING\n14 COMPLETING\n114 RUNNING\n")
+    assert not job_runs("14")
+    slurm.says("squeue", code=1)
+    assert job_runs("14")
 
 
 # The environment

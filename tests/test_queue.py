@@ -45,6 +45,53 @@ def test_real_accounts() -> None:
     assert len(jobs) == 13
 
 
+def test_an_array_is_one_job() -> None:
+    jobs = queue.parse_queue((SAID / "squeue_arrays.txt").read_text())
+    assert sorted(jobs, key=int) == [str(n) for n in range(20, 29)]
+    start, end = 1795354242, 1795357842
+    # What is most alive of its tasks counts, and what became of the others is said.
+    assert jobs["20"] == JobState(
+        state="RUNNING",
+        nodes="node2",
+        start=start,
+        end=end,
+        tasks="1 completed, 1 failed, 1 pending, 2 running",
+    )
+    assert (jobs["21"].state, jobs["21"].tasks) == ("RUNNING", "2 running")
+    assert jobs["22"] == JobState(state="PENDING", reason="JobHeldUser", tasks="4 pending")
+    assert (jobs["23"].state, jobs["23"].alive) == ("COMPLETED", False)
+    # When all are over, the worst.
+    assert (jobs["24"].state, jobs["24"].reason) == ("FAILED", "NonZeroExitCode")
+    assert jobs["24"].tasks == "1 completed, 1 failed"
+    assert jobs["25"].never_starts
+    assert (jobs["26"].state, jobs["26"].tasks) == ("RUNNING", "1 pending, 1 running")
+    assert jobs["27"].state == "CANCELLED"
+    assert (jobs["28"].state, jobs["28"].tasks) == ("COMPLETED", "")
+
+
+def test_accounts_of_arrays() -> None:
+    jobs = queue.parse_accounts((SAID / "sacct_arrays.txt").read_text())
+    assert sorted(jobs, key=int) == [str(n) for n in range(20, 29)]
+    assert (jobs["23"].state, jobs["24"].state) == ("COMPLETED", "FAILED")
+    assert jobs["24"].tasks == "1 completed, 1 failed"
+    assert jobs["27"] == JobState(state="CANCELLED")  # 27_[0-1]
+    assert jobs["20"].alive
+    assert jobs["22"].waits
+
+
+def test_an_array_on_several_nodes_names_them_once() -> None:
+    text = queue_line(7, "FAILED") + queue_line(7, "PENDING")
+    assert queue.parse_queue(text)["7"].state == "PENDING"
+    text += queue_line(7, "COMPLETING", nodes="node3")
+    assert queue.parse_queue(text)["7"].state == "COMPLETING"
+    text += "".join(queue_line(7, "RUNNING", nodes=f"node{n}") for n in (2, 1, 2))
+    jobs = queue.parse_queue(text)
+    assert (jobs["7"].state, jobs["7"].nodes) == ("RUNNING", "node2,node1")
+    good, told, bad = (queue_line(8, s) for s in ("COMPLETED", "CANCELLED", "TIMEOUT"))
+    assert queue.parse_queue(good + told + bad)["8"].state == "TIMEOUT"
+    assert queue.parse_queue(good + told + good)["8"].state == "CANCELLED"
+
+
 @pytest.mark.parametrize(
     "text", ["", "\n", "CLUSTER: big\n", "squeue: warning\n", "|||\n", "7||\n"]
 )
@@ -86,6 +133,7 @@ def test_jobs_that_squeue_forgot_are_asked_of_sacct(slurm: FakeSlurm) -> None:
     }
     (asked,) = slurm.calls("squeue")
     assert "--jobs=811,812,813,900" in asked
+    assert "--array" in asked.split()
     (asked,) = slurm.calls("sacct")
     assert "--jobs=811,813,900" in asked
 

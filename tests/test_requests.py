@@ -38,7 +38,7 @@ CLUSTERS = {
         cpus_per_node: 96
         memory_gib: 1000
         time_limit: "2-00:00:00"
-        cpu_jobs: {partition: cpu, cpus: 32, memory_gib: 128, time_limit: "4:00:00"}
+        cpu_jobs: {partition: cpu, tasks: 4, cpus: 32, memory_gib: 128, time_limit: "4:00:00"}
         setup: [module load cuda/12.8]
         container: apptainer exec --nv /shared/me/pressroom.sif
         python: python3

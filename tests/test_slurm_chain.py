@@ -1,6 +1,7 @@
 """The chain as jobs; two jobs on the same nodes, one submitted inside a job, without accounting."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def test_the_chain_is_killed_and_only_what_is_missing_runs_again(site: Site) -> 
 
     said = site.pressroom(*RUN)
     jobs = {stage: job_of(said, stage) for stage in CHAIN}
+    assert f"job {jobs['prep']}, an array of 2 tasks" in said
     (run,) = site.runs()
     twice = site.pressroom(*RUN)
     assert {stage: job_of(twice, stage) for stage in CHAIN} == jobs
@@ -50,13 +52,19 @@ def test_the_chain_is_killed_and_only_what_is_missing_runs_again(site: Site) -> 
     slurm.wait(jobs["train"], "COMPLETED", seconds=240)
     slurm.wait(jobs["evaluate"], "RUNNING")
     site.pressroom("cancel", "tiny")
+    for task in ("0", "1"):
+        told = site.pressroom("logs", "tiny", "--stage", "prep", "--task", task)
+        assert f"submission/{jobs['prep']}_{task}_0_log.out:" in told
+        assert "prep: 0:" in told  # how long it took
     facts = json.loads(run.environment.read_text())
     assert (facts["world_size"], facts["distributed_type"]) == (2, "FSDP")
     assert facts["quantized_base"]
     trained = (run.adapter / "adapter_model.safetensors").stat().st_mtime_ns
 
     # At once: what was cancelled may still be ending, and does no stage any more.
+    run.error.write_text("prep, task 7: of another array\n")
     said = site.pressroom("resume", "tiny")
+    assert not run.error.exists()
     again = [line.split()[0] for line in said.splitlines() if " job " in line]
     assert again == ["evaluate", "merge", "generate"]
     slurm.wait(job_of(said, "generate"), "COMPLETED", seconds=240)
@@ -80,8 +88,11 @@ def test_a_stage_that_fails_cancels_what_waits_for_it_and_says_so(site: Site) ->
         slurm.wait(jobs[stage], "CANCELLED", seconds=60)
     told = site.pressroom("runs")
     assert "failed" in told
-    assert "prep: articles.jsonl: not one good article" in told
-    assert "Traceback" not in site.pressroom("logs", "fails", "--stage", "prep")
+    assert re.search("prep, task [01]: articles.jsonl: not one good article", told)
+    (row,) = json.loads(site.pressroom("runs", "--json"))
+    assert (row["state"], row["stage"], row["job"]) == ("failed", "prep", jobs["prep"])
+    for task in ("0", "1"):
+        assert "Traceback" not in site.pressroom("logs", "fails", "--task", task)
 
 
 def test_two_jobs_share_nodes_and_one_comes_from_inside_a_job(bare: Site) -> None:

@@ -33,9 +33,16 @@ def site(slurm: Slurm, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.Mon
 def test_scripts_prepare_train_over_two_nodes_and_merge(site: Site) -> None:
     slurm, script = site.slurm, ROOT / "slurm" / "train_70b.sh"
     tiny = (f"model.base={site.model}", *TINY)
-    prep = site.sbatch(*ON_CPUS, "--mem=2G", ROOT / "slurm" / "prep.sh", "llama2_70b", *tiny)
+    array = (*ON_CPUS, "--mem=2G", "--array=3-5:2")
+    prep = site.sbatch(*array, ROOT / "slurm" / "prep.sh", "llama2_70b", *tiny)
     job = site.sbatch(*ON_CPUS, f"--dependency=afterok:{prep}", script, *tiny)
+    killed_while_preparing(slurm, f"{prep}_5")
     slurm.wait(job, "COMPLETED", seconds=240)
+    assert [slurm.state(f"{prep}_{task}") for task in (3, 5)] == ["COMPLETED"] * 2
+    assert [slurm.restarts(f"{prep}_{task}") for task in (3, 5)] == [0, 1]
+    assert (site.home / f"prep-{prep}_3.log").is_file()
+    (dataset,) = (site.home / "data").glob("[!.]*")
+    assert f"{dataset.name}" in (site.home / f"prep-{prep}_5.log").read_text()
     (run,) = site.runs()
     facts = json.loads(run.environment.read_text())
     assert (facts["world_size"], facts["distributed_type"]) == (2, "FSDP")
@@ -58,6 +65,14 @@ def test_scripts_prepare_train_over_two_nodes_and_merge(site: Site) -> None:
     slurm.wait(again, "COMPLETED", seconds=60)
     assert "trained already" in (site.home / f"train_70b-{again}.log").read_text()
     assert len(site.runs()) == 1
+
+
+def killed_while_preparing(slurm: Slurm, task: str) -> None:
+    """Kill one task of an array when it works, and have it queued again."""
+    steps = ("squeue", "--noheader", "--steps", f"--jobs={task}", "--format=%i")
+    slurm.until(lambda: ".0" in slurm.run(*steps), task, "at work")
+    slurm.run("scontrol", "requeue", task)
+    slurm.hurry(task)
 
 
 def test_gpus_that_are_not_there_are_told_with_their_nodes(site: Site) -> None:

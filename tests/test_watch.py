@@ -154,6 +154,31 @@ def test_a_chain_from_stage_to_stage(run: RunDir) -> None:
     check(now, state="done", stage="merge", step=40, note="")
 
 
+def test_a_stage_that_is_several_tasks_is_one_row(run: RunDir, slurm: FakeSlurm) -> None:
+    submit(run)
+    rest = "".join(queue_line(n, "PENDING", reason="Dependency") for n in (2, 3, 4))
+    waits = queue_line(1, "PENDING", reason="Priority")
+    runs, fails = queue_line(1, "RUNNING", nodes="node1"), queue_line(1, "FAILED", nodes="node2")
+    ends = queue_line(1, "COMPLETED", nodes="node1")
+
+    def told(*lines: str) -> list[str]:
+        slurm.says("squeue", "".join(lines))
+        (row,) = pressroom("runs").output.splitlines()[1:]
+        return re.split(" {2,}", row)[1:]
+
+    assert told(waits, waits, rest) == ["queued", "prep", "1", "Priority; 2 pending"]
+    assert told(runs, waits, rest)[3] == "1 pending, 1 running on node1"
+    assert told(runs, runs, rest) == ["running", "prep", "1", "2 running on node1"]
+    assert told(runs, fails, rest)[3] == "1 failed, 1 running on node1"
+    over = told(ends, fails, rest.replace("PENDING  ", "CANCELLED"))
+    assert over == ["failed", "prep", "1", "SLURM says FAILED; 1 completed, 1 failed"]
+    run.error.write_text("prep, task 1: articles.jsonl: not one good article\n")
+    assert told(ends, fails)[3] == "prep, task 1: articles.jsonl: not one good article"
+    slurm.says("squeue", runs + waits + rest)
+    assert "cancelled job 1: prep, running on node1" in pressroom("cancel", "tiny").output
+    assert slurm.calls("scancel") == ["2 3 4", "1"]
+
+
 def test_queued_again(run: RunDir) -> None:
     submit(run, "train")
     train(run, 40)
