@@ -7,6 +7,7 @@ from typing import Any
 from pressroom import dataset, takedown
 from pressroom.base_model import model_folder
 from pressroom.recipe import Recipe
+from pressroom.spec import spec_of
 from pressroom.tokenizer import ArticleTokenizer
 
 UNIT_BYTES = 2**25
@@ -35,7 +36,7 @@ class Job:
             UserError: The articles or the tokenizer are missing.
         """
         tokenizer = ArticleTokenizer(model_folder(recipe.model, weights=False))
-        spec = dataset.spec_of(recipe, tokenizer.fingerprint)
+        spec = spec_of(recipe, tokenizer.fingerprint)
         files = dataset.article_files(recipe)
         hashes = dataset.hash_articles(files)
         return cls(recipe, spec, files, hashes, takedown.ids(recipe), unit_bytes)

@@ -8,6 +8,7 @@ from pressroom.base_model import model_folder
 from pressroom.console import UserError
 from pressroom.files import home
 from pressroom.recipe import Recipe
+from pressroom.spec import spec_of
 from pressroom.tokenizer import ArticleTokenizer
 
 _MARKS = (dataset.MANIFEST, "dataset_dict.json")
@@ -27,7 +28,7 @@ def find_dataset(target: str, overrides: tuple[str, ...]) -> Path:
         return folder
     recipe = Recipe.load(target, overrides)
     tokenizer = ArticleTokenizer(model_folder(recipe.model, weights=False))
-    return dataset.find(recipe, dataset.spec_of(recipe, tokenizer.fingerprint))
+    return dataset.find(recipe, spec_of(recipe, tokenizer.fingerprint))
 
 
 def _folder(target: str) -> Path | None:

@@ -33,6 +33,7 @@ from pressroom.planner.fits import advice, resolve
 from pressroom.planner.here import gpus_of
 from pressroom.recipe import Recipe
 from pressroom.sections import Model
+from pressroom.spec import spec_of
 from pressroom.tokenizer import ArticleTokenizer
 
 T = TypeVar("T")
@@ -136,7 +137,7 @@ def _geometry(model: Model, folder: Path | None) -> Geometry | None:
 
 
 def _dataset(recipe: Recipe, folder: Path) -> None:
-    spec = dataset.spec_of(recipe, ArticleTokenizer(folder).fingerprint)
+    spec = spec_of(recipe, ArticleTokenizer(folder).fingerprint)
     dataset.check(dataset.find(recipe, spec), spec)
 
 

@@ -15,6 +15,7 @@ from pressroom.quantized_base import Codes
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.runs import runs_of
+from pressroom.spec import spec_of
 from pressroom.tokenizer import ArticleTokenizer
 
 
@@ -54,7 +55,7 @@ def stage_keys(recipe: Recipe) -> Keys:
     require_home()
     folder = model_folder(recipe.model)
     recipe.require_fit(Geometry.of(folder))
-    spec = dataset.spec_of(recipe, ArticleTokenizer(folder).fingerprint)
+    spec = spec_of(recipe, ArticleTokenizer(folder).fingerprint)
     data_key = dataset.dataset_key(spec, dataset.hash_articles(dataset.article_files(recipe)))
     plain = recipe.to_dict()
     sections = ("seed", "quantization", "lora", "batch", "optimizer", "parallel", "memory")

@@ -12,16 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pressroom import prompts, sources, takedown
+from pressroom import sources
 from pressroom.console import UserError, log
 from pressroom.files import home, publish_text, sha256_file, sha256_json
 from pressroom.recipe import Recipe
+from pressroom.spec import TAKEDOWN, differences, spec_of
 
-FORMAT_VERSION = 2
-"""Raised whenever the same input would give other rows."""
 SPLITS = ("train", "held_out")
-TAKEDOWN = "data.takedown"
-"""The key under which a dataset says what was on the takedown list."""
 IGNORE = -100
 """The label of a token that carries no loss."""
 MANIFEST = "manifest.json"
@@ -128,43 +125,6 @@ def article_files(recipe: Recipe) -> dict[str, Path]:
     return files
 
 
-def spec_of(recipe: Recipe, tokenizer: str) -> dict[str, Any]:
-    """Everything but the articles that decides a dataset's rows, by dotted key.
-
-    Columns that are called as our fields are left out, so that a field more changes no key. Of the
-    takedown list its content counts, wherever it lies.
-
-    Raises:
-        UserError: The takedown list cannot be read.
-    """
-    data = recipe.to_dict()["data"] | {"takedown": takedown.told(takedown.ids(recipe))}
-    columns = {k: v for k, v in data["columns"].items() if v != k}
-    read = {k: v for k, v in data.items() if k != "articles"} | {"columns": columns}
-    return {
-        **flat(read, "data."),
-        "prompt.format": recipe.prompt.format,
-        "prompt.train_on": recipe.prompt.trains_on,
-        "sequence_length": recipe.sequence_length,
-        "tokenizer": tokenizer,
-        "prompt format version": prompts.VERSION,
-        "dataset format version": FORMAT_VERSION,
-    }
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections by dotted key.
-
-    >>> flat({"a": {"b": 1}, "c": [2]}, "data.")
-    {'data.a.b': 1, 'data.c': [2]}
-    """
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= (
-            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return found
-
-
 def hash_articles(files: dict[str, Path]) -> dict[str, str]:
     """Name of an article file -> sha256 of its content."""
     return {name: sha256_file(path) for name, path in files.items()}
@@ -192,10 +152,10 @@ def find(recipe: Recipe, spec: dict[str, Any]) -> Path:
         return folder
     message = f"{folder}: no such dataset; make it with `pressroom prep`"
     for other, manifest in _made(recipe):
-        differences = _differences(manifest.spec, spec)
+        found = differences(manifest.spec, spec)
         if manifest.articles != articles:
-            differences.append("  the articles are others")
-        message += f"\n{other} is not it:\n" + "\n".join(differences)
+            found.append("  the articles are others")
+        message += f"\n{other} is not it:\n" + "\n".join(found)
         break
     raise UserError(message)
 
@@ -206,7 +166,7 @@ def newest(recipe: Recipe) -> Manifest | None:
     From whatever articles and tokenizer: good for an estimate, not for training.
     """
     for _, manifest in _made(recipe):
-        if not _differences(manifest.spec, spec_of(recipe, manifest.spec.get("tokenizer", ""))):
+        if not differences(manifest.spec, spec_of(recipe, manifest.spec.get("tokenizer", ""))):
             return manifest
     return None
 
@@ -235,22 +195,10 @@ def check(folder: Path, spec: dict[str, Any]) -> Manifest:
             "`pressroom trace` says what has seen an article",
             *(folder, listed, spec[TAKEDOWN]),
         )
-    differences = _differences(manifest.spec, spec | {TAKEDOWN: listed})
-    if differences:
+    found = differences(manifest.spec, spec | {TAKEDOWN: listed})
+    if found:
         raise UserError(
             f"{folder} does not match the recipe; make another with `pressroom prep`:\n"
-            + "\n".join(differences)
+            + "\n".join(found)
         )
     return manifest
-
-
-def _differences(made: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    return [
-        f"  {key}: the dataset has {_told(made, key)}, the recipe {_told(wanted, key)}"
-        for key in sorted(made.keys() | wanted.keys())
-        if made.get(key) != wanted.get(key)
-    ]
-
-
-def _told(spec: dict[str, Any], key: str) -> str:
-    return repr(spec[key]) if key in spec else "its default"

@@ -15,6 +15,7 @@ from pressroom.console import UserError
 from pressroom.dataset import Manifest
 from pressroom.files import sha256_json
 from pressroom.recipe import Recipe
+from pressroom.spec import FORMAT_VERSION, spec_of
 from pressroom.tokenizer import ArticleTokenizer
 
 
@@ -166,7 +167,7 @@ def test_a_model_that_is_not_there(make_recipe, home: Path) -> None:
 def test_a_dataset_that_does_not_match_says_what_differs(make_recipe, home: Path) -> None:
     folder = prepare(make_recipe())
     recipe = Recipe.load("recipe.yaml", ["data.lower_case=true", "sequence_length=64"])
-    spec = dataset.spec_of(recipe, Manifest.read(folder).spec["tokenizer"])
+    spec = spec_of(recipe, Manifest.read(folder).spec["tokenizer"])
     with pytest.raises(UserError) as caught:
         dataset.check(folder, spec)
     assert "data.lower_case: the dataset has False, the recipe True" in str(caught.value)
@@ -197,4 +198,4 @@ def test_other_rows_need_another_format_version(make_recipe) -> None:
     hostile = {"title": "<b>A</b> &amp; â€œBâ€\x9d", "description": "long river " * 100}
     folder = prepare(make_recipe(articles=[*invented_articles(20), hostile]))
     found = sha256_json([rows(folder, split) for split in dataset.SPLITS])[:16]
-    assert (dataset.FORMAT_VERSION, found) == (2, "a915624fbd5e21d7")
+    assert (FORMAT_VERSION, found) == (2, "a915624fbd5e21d7")

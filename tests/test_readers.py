@@ -17,6 +17,7 @@ from pressroom.columns import Columns
 from pressroom.console import UserError
 from pressroom.dataset import Manifest
 from pressroom.recipe import Recipe
+from pressroom.spec import spec_of
 
 RENAMED = {"title": "headline", "description": "summary", "url": "link", "published_at": "day"}
 
@@ -173,10 +174,10 @@ def test_columns_are_part_of_what_a_dataset_was_made_from(make_recipe, home: Pat
     recipe = make_recipe()
     folder = prepare(recipe)
     tokenizer = Manifest.read(folder).spec["tokenizer"]
-    assert not [key for key in dataset.spec_of(recipe, tokenizer) if "columns" in key]
+    assert not [key for key in spec_of(recipe, tokenizer) if "columns" in key]
     renamed = Recipe.load("recipe.yaml", ["data.columns.title=headline"])
     with pytest.raises(UserError) as caught:
-        dataset.check(folder, dataset.spec_of(renamed, tokenizer))
+        dataset.check(folder, spec_of(renamed, tokenizer))
     assert str(caught.value).splitlines()[1:] == [
         "  data.columns.title: the dataset has its default, the recipe 'headline'"
     ]

@@ -9,6 +9,7 @@ from pressroom import dataset, takedown
 from pressroom.console import UserError
 from pressroom.identity import article_id
 from pressroom.recipe import Recipe
+from pressroom.spec import spec_of
 
 URL = "https://www.news.example/0/3?utm_source=x"
 ID = article_id("http://news.example/0/3", "", "")
@@ -107,7 +108,7 @@ def test_its_content_is_in_the_key_and_nothing_else_of_it(make_recipe, home: Pat
     recipe = make_recipe()
 
     def told(loaded: Recipe) -> str:
-        return dataset.spec_of(loaded, "t")["data.takedown"]
+        return spec_of(loaded, "t")["data.takedown"]
 
     assert told(recipe) == "none"
     listed(home, "# empty\n")
@@ -135,7 +136,7 @@ def test_a_list_that_grows_is_for_the_next_dataset(make_recipe, home: Path, capl
     folder = prepare(recipe)
     tokenizer = dataset.Manifest.read(folder).spec["tokenizer"]
     listed(home, URL)
-    spec = dataset.spec_of(recipe, tokenizer)
+    spec = spec_of(recipe, tokenizer)
     dataset.check(folder, spec)  # a training that was preempted goes on
     assert "made when the takedown list was none; now it is 1 (" in caplog.text
     with pytest.raises(UserError, match="sequence_length: the dataset has 128, the recipe 64"):

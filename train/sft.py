@@ -38,6 +38,7 @@ from pressroom.planner.setup import Setup
 from pressroom.recipe import Recipe
 from pressroom.report.page import try_publish
 from pressroom.run_dir import RunDir
+from pressroom.spec import spec_of
 from pressroom.tokenizer import ArticleTokenizer
 from train import checkpoint, data, preflight, summary, trainer
 from train import model as model_builder
@@ -97,7 +98,7 @@ def _fine_tune(
         recipe = summary.settle(recipe, geometry, gpus, is_main=ranks.is_main_process)
         foretold = summary.predicted(recipe, geometry, gpus)
         preflight.check(roll_call, ranks, foretold, gpus, run_path)
-    spec = dataset.spec_of(recipe, ArticleTokenizer(folder).fingerprint)
+    spec = spec_of(recipe, ArticleTokenizer(folder).fingerprint)
     rows_folder = Path(dataset_path) if dataset_path else dataset.find(recipe, spec)
     manifest = dataset.check(rows_folder, spec)
     if ranks.is_main_process:
