@@ -84,6 +84,7 @@ def test_every_path_and_link_of_a_document_leads_somewhere(document: Path) -> No
             "merged",
             "samples.jsonl",
             "rejects.jsonl",
+            "error.txt",
         }
         assert parts[0] in made or (ROOT / name).exists(), name
 
