@@ -6,6 +6,7 @@ from typing import Any
 
 from pressroom import dataset, takedown
 from pressroom.base_model import model_folder
+from pressroom.console import UserError
 from pressroom.recipe import Recipe
 from pressroom.spec import spec_of
 from pressroom.tokenizer import ArticleTokenizer
@@ -24,6 +25,8 @@ class Job:
     """Of articles, by name."""
     hashes: dict[str, str]
     """Their sha256, by name."""
+    stamps: dict[str, tuple[int, int]]
+    """Their size and time of change when they were hashed."""
     takedown: frozenset[str]
     """Ids of articles that must not be used."""
     unit_bytes: int = UNIT_BYTES
@@ -38,8 +41,24 @@ class Job:
         tokenizer = ArticleTokenizer(model_folder(recipe.model, weights=False))
         spec = spec_of(recipe, tokenizer.fingerprint)
         files = dataset.article_files(recipe)
+        stamps = {name: _stamp(path) for name, path in files.items()}
         hashes = dataset.hash_articles(files)
-        return cls(recipe, spec, files, hashes, takedown.ids(recipe), unit_bytes)
+        job = cls(recipe, spec, files, hashes, stamps, takedown.ids(recipe), unit_bytes)
+        for name in files:
+            job.require_unchanged(name)
+        return job
+
+    def require_unchanged(self, name: str) -> None:
+        """See that a file of articles still is what was hashed.
+
+        Raises:
+            UserError: It has been written to.
+        """
+        if _stamp(self.files[name]) != self.stamps[name]:
+            raise UserError(
+                f"{name}: has changed while it was read: when nobody writes to it, give the same "
+                "command again"
+            )
 
     @property
     def key(self) -> str:
@@ -60,3 +79,8 @@ class Job:
     def lock(self) -> Path:
         """Held by those who work on it."""
         return self.work / "lock"
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

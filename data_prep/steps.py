@@ -72,6 +72,7 @@ class Steps:
         name, portion = self._portions[number]
         path, job = folder / "records.arrow", self._job
         scan(path, job.files[name], name, portion, job.recipe.data, job.takedown)
+        job.require_unchanged(name)  # what was read is what the dataset's name says
 
     def _records(self, number: int) -> pa.Table:
         return _mapped(self._done("scan", number) / "records.arrow")

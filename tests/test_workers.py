@@ -1,6 +1,7 @@
 """Any number of workers, killed at any moment, make the same bytes."""
 
 import hashlib
+import json
 import random
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from disks import fill
 from data_prep import steps
 from data_prep.job import Job
 from data_prep.prepare import prepare
+from data_prep.scan import scan
 from data_prep.shards import Written, write_shard
 from pressroom.console import UserError
 from pressroom.dataset import Manifest
@@ -139,6 +141,24 @@ def test_two_runs_on_one_output(recipe: Recipe, expected: dict[str, str], home: 
         )
         assert prep_tasks.to_end([friend]) == [0]
     assert made(recipe) == expected
+
+
+def test_a_file_that_is_written_to_meanwhile(recipe: Recipe, home: Path, monkeypatch) -> None:
+    written = []
+
+    def scan_and_write(*arguments: object) -> int:
+        count = scan(*arguments)
+        if not written:
+            with (home / "articles.jsonl").open("a") as file:
+                written.append(file.write(json.dumps({"title": "T", "description": "D"}) + "\n"))
+        return count
+
+    monkeypatch.setattr(steps, "scan", scan_and_write)
+    with pytest.raises(UserError, match=r"articles.jsonl: has changed while it was read: when"):
+        prepare(recipe, unit_bytes=UNIT_BYTES)
+    again = prepare(recipe, unit_bytes=UNIT_BYTES)
+    assert Manifest.read(again).counts["read"] == 262
+    assert [path.name for path in again.parent.iterdir()] == [again.name]
 
 
 def test_helpers_end_with_the_command_and_it_goes_on(
