@@ -19,9 +19,10 @@ import pyarrow as pa
 
 from data_prep.articles import Reject
 from data_prep.packing import pack
-from data_prep.tokens import Ids, Integers, Pieces, ranges, tokenize
+from data_prep.tokens import Ids, Integers, Pieces, tokenize
 from pressroom.dataset import IGNORE, SPLITS
 from pressroom.files import sha256_file
+from pressroom.ragged import ranges
 from pressroom.recipe import Recipe
 from pressroom.tokenizer import ArticleTokenizer
 
@@ -56,9 +57,6 @@ def write_shard(
         articles: With text columns id, title, description, place.
         recipe: Its prompt, its sequence length, and what to do with what is longer.
         tokenizer: The model's.
-
-    Raises:
-        UserError: The format's prompt does not end where a token ends.
     """
     pieces, rejects = tokenize(articles, recipe, tokenizer)
     rows = pack(pieces.lengths, recipe.sequence_length)

@@ -28,6 +28,7 @@ from data_prep.portions import portions
 from data_prep.readers import Portion
 from data_prep.scan import scan
 from data_prep.shards import write_shard
+from data_prep.tokens import require_boundary
 from data_prep.work import Step
 from pressroom.base_model import model_folder
 from pressroom.dataset import SPLITS
@@ -84,6 +85,8 @@ class Steps:
         verdicts = decide(records, self._job.recipe.data)
         sides_R = verdicts["side"].to_numpy()
         require_splits([int((sides_R == side).sum()) for side in range(len(SPLITS))], len(sides_R))
+        used = records.select(["title", "description"]).filter(pc.greater_equal(sides_R, 0))
+        require_boundary(used, self._job.recipe.prompt.format, self._tokenizer)
         _write_table(folder / "verdicts.arrow", verdicts)
         units = pack_units(sides_R, text_sizes(records), self._job.unit_bytes)
         _write_json(folder / "units.json", [asdict(unit) for unit in units])

@@ -7,7 +7,7 @@ nothing of rows or files.
 T tokens, A articles, P pieces.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,11 +19,12 @@ import pyarrow.compute as pc
 from data_prep.articles import Reject
 from pressroom.console import UserError
 from pressroom.prompts import FORMATS
+from pressroom.ragged import ranges
 from pressroom.recipe import Recipe
 from pressroom.tokenizer import ArticleTokenizer, Tokens
 
-_BATCH_BYTES = 2**20
-"""Of text tokenized at once: what the library makes of it takes thirty times as much."""
+_BATCH_BYTES = 2**23
+"""Of text tokenized at once."""
 _SAMPLE = 50
 
 Ids = npt.NDArray[np.int32]
@@ -57,9 +58,6 @@ def tokenize(
         articles: With text columns id, title, description, place.
         recipe: Its prompt, its sequence length, and what to do with what is longer.
         tokenizer: The model's.
-
-    Raises:
-        UserError: The format's prompt does not end where a token ends.
     """
     capacity, answer_only = recipe.sequence_length, recipe.prompt.trains_on == "answer"
     tokens = _encode(articles, recipe.prompt.format, tokenizer)
@@ -102,16 +100,6 @@ def cuts(lengths_A: Integers, capacity: int) -> tuple[Integers, Integers, Intege
     return owner_P, starts_P, np.minimum(lengths_A[owner_P] - starts_P, capacity)
 
 
-def ranges(starts: Integers, lengths: Integers) -> Integers:
-    """Runs of consecutive numbers, one behind the other.
-
-    >>> ranges(np.array([7, 2]), np.array([3, 2])).tolist()
-    [7, 8, 9, 2, 3]
-    """
-    ends = np.cumsum(lengths)
-    return np.repeat(starts - (ends - lengths), lengths) + np.arange(lengths.sum())
-
-
 def _encode(articles: pa.Table, name: str, tokenizer: ArticleTokenizer) -> Tokens:
     """All articles' tokens; a batch at a time, for what the library makes takes room."""
     prompt_format = FORMATS[name]
@@ -119,10 +107,7 @@ def _encode(articles: pa.Table, name: str, tokenizer: ArticleTokenizer) -> Token
     for batch in _batches(articles):
         prompts = [prompt_format.render_prompt(text) for text in batch["title"].to_pylist()]
         answers = [prompt_format.render_answer(text) for text in batch["description"].to_pylist()]
-        tokens = tokenizer.encode_articles(prompts, answers)
-        if len(parts) == 1:
-            _require_boundary(prompts[:_SAMPLE], tokens, name, tokenizer)
-        parts.append(tokens)
+        parts.append(tokenizer.encode_articles(prompts, answers))
     return Tokens(
         ids=np.concatenate([part.ids for part in parts]),
         lengths=np.concatenate([part.lengths for part in parts]),
@@ -131,7 +116,7 @@ def _encode(articles: pa.Table, name: str, tokenizer: ArticleTokenizer) -> Token
 
 
 def _batches(articles: pa.Table) -> Iterator[pa.Table]:
-    """Neighbours of about a megabyte of text together, the last of them whole."""
+    """Neighbours of about `_BATCH_BYTES` of text together, the last of them whole."""
     bytes_A = sum(
         pc.binary_length(articles[name]).to_numpy().astype(np.int64)
         for name in ("title", "description")
@@ -143,17 +128,26 @@ def _batches(articles: pa.Table) -> Iterator[pa.Table]:
             yield articles.slice(start, stop - start)
 
 
-def _require_boundary(
-    prompts: Sequence[str], tokens: Tokens, name: str, tokenizer: ArticleTokenizer
-) -> None:
-    """A format whose prompt ends inside a token would generate from other ids than it trains on.
+def require_boundary(articles: pa.Table, name: str, tokenizer: ArticleTokenizer) -> None:
+    """See that a format's prompt ends where a token ends, or one would generate from other ids.
 
-    One odd article may do so; when most of them do, it is the format.
+    One odd article may do otherwise; when most of some do, it is the format.
+
+    Args:
+        articles: With text columns title and description; the first of them are looked at.
+        name: Of the format.
+        tokenizer: The model's.
+
+    Raises:
+        UserError: The prompt ends inside a token.
     """
+    sample = articles.slice(0, _SAMPLE)
+    prompts = [FORMATS[name].render_prompt(text) for text in sample["title"].to_pylist()]
+    tokens = _encode(sample, name, tokenizer)
     starts = np.cumsum(tokens.lengths) - tokens.lengths
     alike = sum(
         tokenizer.encode_prompt(prompt) == tokens.ids[start : start + length].tolist()
-        for prompt, start, length in zip(prompts, starts, tokens.prompt_lengths, strict=False)
+        for prompt, start, length in zip(prompts, starts, tokens.prompt_lengths, strict=True)
     )
     if 2 * alike < len(prompts):
         raise UserError(

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 UNKNOWN = 2**32
 """Bytes of a token that says nothing of the text it came from: more than any text has."""
-_METASPACE = "\u2581"
+METASPACE = "\u2581"
 _PREPENDED = {
     "type": "Sequence",
     "normalizers": [
-        {"type": "Prepend", "prepend": _METASPACE},
-        {"type": "Replace", "pattern": {"String": " "}, "content": _METASPACE},
+        {"type": "Prepend", "prepend": METASPACE},
+        {"type": "Replace", "pattern": {"String": " "}, "content": METASPACE},
     ],
 }
 """Llama's normalizer, as Meta's tokenizer.model was converted."""
@@ -52,11 +52,11 @@ def bytes_of_tokens(tokenizer: Tokenizer) -> "tuple[Integers, int] | None":
         def count(token: str) -> int:
             return len(token) if alphabet.issuperset(token) else UNKNOWN
 
-    elif _is_metaspace(pipeline):
+    elif is_metaspace(pipeline):
         units = {f"<0x{byte:02X}>" for byte in range(256)}
 
         def count(token: str) -> int:
-            return 1 if token in units else len(token.replace(_METASPACE, " ").encode())
+            return 1 if token in units else len(token.replace(METASPACE, " ").encode())
 
     else:
         return None
@@ -67,7 +67,7 @@ def bytes_of_tokens(tokenizer: Tokenizer) -> "tuple[Integers, int] | None":
     for token, number in vocabulary.items():
         if number not in added and number != unknown:
             bytes_V[number] = count(token) or UNKNOWN
-    return bytes_V, int(_is_metaspace(pipeline))
+    return bytes_V, int(is_metaspace(pipeline))
 
 
 def _is_byte_level(pipeline: dict[str, Any]) -> bool:
@@ -83,13 +83,13 @@ def _is_byte_level(pipeline: dict[str, Any]) -> bool:
     )
 
 
-def _is_metaspace(pipeline: dict[str, Any]) -> bool:
+def is_metaspace(pipeline: dict[str, Any]) -> bool:
     """Whether it is Llama's: spaces become metaspaces, one more comes first, bytes stand alone."""
     step = pipeline["pre_tokenizer"]
     by_normalizer = pipeline["normalizer"] == _PREPENDED and step is None
     by_step = pipeline["normalizer"] is None and (step or {}).get("type") == "Metaspace"
     return bool(pipeline["model"].get("byte_fallback")) and (
-        by_normalizer or (by_step and step["replacement"] == _METASPACE)
+        by_normalizer or (by_step and step["replacement"] == METASPACE)
     )
 
 

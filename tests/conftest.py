@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from slurm import Slurm
 
+settings.register_profile("any machine", deadline=None)  # a busy one takes long for anything
+settings.load_profile("any machine")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # more threads only get in each other's way on tiny matrices
 

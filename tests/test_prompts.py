@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 from conftest import invented_articles
 
-from data_prep.tokens import tokenize
+from data_prep.prepare import prepare
+from data_prep.tokens import require_boundary, tokenize
 from pressroom.console import UserError
 from pressroom.prompts import FORMATS, PromptFormat
 from pressroom.recipe import Recipe
@@ -161,7 +162,9 @@ def test_a_format_of_ones_own_that_cuts_a_token_is_refused(
     make_recipe()
     articles = table([(a["title"], a["description"]) for a in invented_articles(5)])
     tokenizer = ArticleTokenizer(tokenizer_folder)
-    well = Recipe.load("recipe.yaml", ["prompt.format=well"])
-    assert len(tokenize(articles, well, tokenizer)[0].lengths) == 5
+    require_boundary(articles, "well", tokenizer)
+    prepare(Recipe.load("recipe.yaml", ["prompt.format=well"]))
     with pytest.raises(UserError, match="mine's prompt ends inside a token"):
-        tokenize(articles, Recipe.load("recipe.yaml", ["prompt.format=mine"]), tokenizer)
+        require_boundary(articles, "mine", tokenizer)
+    with pytest.raises(UserError, match="mine's prompt ends inside a token"):
+        prepare(Recipe.load("recipe.yaml", ["prompt.format=mine"]))

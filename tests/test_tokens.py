@@ -1,7 +1,7 @@
 """Prompts end where the offsets say, and a shard has every token of its articles once."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,12 +25,14 @@ from tokenizers import (
 
 from data_prep import tokens as tokens_module
 from data_prep.shards import COLUMNS, Written, describe, describe_split, write_shard
-from data_prep.tokens import cuts, ranges
+from data_prep.tokens import cuts
 from pressroom.dataset import IGNORE, SPLITS
 from pressroom.files import sha256_file
 from pressroom.prompts import FORMATS
+from pressroom.ragged import ranges
 from pressroom.recipe import Recipe
 from pressroom.token_bytes import bytes_of_tokens
+from pressroom.token_words import Words
 from pressroom.tokenizer import ArticleTokenizer
 
 # Names of special tokens, other scripts, marks that combine, characters of several bytes, controls,
@@ -187,6 +189,8 @@ def _assert_alike(
 @given(st.lists(st.tuples(TEXT, TEXT), max_size=5))
 @example([])
 @example([("", ""), ("", " "), (" ", ""), ("🦙", "🦙"), ("", "🔥"), ("e", "\u0301"), ("a", "</s>")])
+@example([("the city b ", ""), ("a", " b c "), ("a b", " c"), ("a\nb ", "")])  # words by themselves
+@example([("the city b ", "storm")])  # its offsets asked for, and a space that belongs to a token
 @example([("### title: \u2581 ### description:", " \u2581\u2581"), ("</s", ">"), ("a ", " b")])
 def test_counted_is_as_asked_for(kind, articles: list[tuple[str, str]]) -> None:
     _assert_alike(kind, [prompt for prompt, _ in articles], [answer for _, answer in articles])
@@ -205,6 +209,45 @@ def test_tokens_tell_their_bytes_where_they_can(name: str, request: pytest.Fixtu
     plain = Tokenizer.from_file(str(request.getfixturevalue(fixture) / "tokenizer.json"))
     change(plain)
     assert (bytes_of_tokens(plain) is not None) == tells
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_words_stand_by_themselves_where_that_is_sure(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    fixture, change, _ = KINDS[name]
+    plain = Tokenizer.from_file(str(request.getfixturevalue(fixture) / "tokenizer.json"))
+    change(plain)
+    by_words = {"llama 2", "llama 2, first"}  # the small one has tokens that reach over spaces
+    assert (Words.of(plain) is not None) == (name in by_words)
+
+
+def test_a_token_over_a_space_and_a_token_that_is_cut_out(llama2_tokenizer: Path) -> None:
+    text = (llama2_tokenizer / "tokenizer.json").read_text("utf-8")
+    pipeline = json.loads(text)
+    pipeline["model"]["vocab"]["of\u2581the"] = len(pipeline["model"]["vocab"])
+    assert Words.of(Tokenizer.from_str(json.dumps(pipeline))) is None
+    added = Tokenizer.from_str(text)
+    added.add_tokens([AddedToken("the city")])
+    assert Words.of(added) is None
+
+
+def test_each_word_is_tokenized_once(llama2_tokenizer: Path) -> None:
+    words = Words.of(plain := Tokenizer.from_file(str(llama2_tokenizer / "tokenizer.json")))
+    asked: list[str] = []
+
+    def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        asked.extend(texts)
+        found = [plain.encode(text, add_special_tokens=False).ids for text in texts]
+        flat = [i for ids in found for i in ids]
+        return np.array(flat, np.int32), np.array([len(ids) for ids in found])
+
+    texts = [f"{a['title']}, {a['description']}" for a in invented_articles(300)]
+    ids, lengths = words.encode(texts, encode)
+    expected = [plain.encode(text, add_special_tokens=False).ids for text in texts]
+    assert ids.tolist() == [i for one in expected for i in one]
+    assert lengths.tolist() == [len(one) for one in expected]
+    assert sorted(" ".join(asked).split(" ")) == sorted({w for t in texts for w in t.split(" ")})
 
 
 def test_offsets_are_asked_for_only_where_tokens_do_not_add_up(
