@@ -206,6 +206,29 @@ CATALOGUE: dict[str, list[Mistake]] = {
         Mistake("A hub's data set without a network", RUN + " data.articles=[hub:org/news]"),
         Mistake("Not a hub's data set", RUN + " data.articles=[hub:news]"),
     ],
+    "Preparation": [
+        Mistake("No worker", "pressroom prep my.yaml --num-workers 0"),
+        Mistake("A language by its name", DRY + " data.quality.languages=[english]"),
+        Mistake("Likeness of nothing", DRY + " data.near_duplicate=0"),
+        Mistake("Nothing is good enough", RUN + " data.quality.min_words=1000"),
+    ],
+    "Fetching": [
+        Mistake("No key", "pressroom fetch mediastack"),
+        Mistake("No such feed", "pressroom fetch mediastac"),
+        Mistake(
+            "Names that the API does not know",
+            "pressroom fetch mediastack --dry-run --categories sport --languages english",
+        ),
+        Mistake("A day that is none", "pressroom fetch mediastack --dry-run --from 2026-02-30"),
+        Mistake(
+            "Days the wrong way round",
+            "pressroom fetch mediastack --dry-run --from 2026-02-03 --to 2026-02-01",
+        ),
+        Mistake("In clear", "pressroom fetch mediastack --dry-run --base-url http://news.example"),
+        Mistake(
+            "A store that no recipe reads", "pressroom fetch mediastack --dry-run --into a.csv"
+        ),
+    ],
     "The model": [
         Mistake("No such folder", DRY + " model.base=./lama"),
         Mistake("No such folder in one's own home", DRY + " model.base=~/no-llama"),
