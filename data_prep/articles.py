@@ -84,10 +84,12 @@ _HINTS = {
 }
 
 
-def nothing_good(name: str, first: Reject | None) -> str:
+_MALFORMED = frozenset({*_HINTS, "not readable", "url is not one"})
+
+
+def nothing_good(first: Reject) -> str:
     """Say of a file without one good article what its first reject was, and what may help."""
-    if first is None:
-        return f"{name}: not one good article; no lines"
+    name = first.place.rpartition(":")[0]
     detail = f" ({first.detail})" if first.detail else ""
     hint = f"; {_HINTS[first.cause]}" if first.cause in _HINTS else ""
     return f"{name}: not one good article; {first.place}: {first.cause}{detail}{hint}"
@@ -107,15 +109,16 @@ def to_article(
             values[field] = None
     for field, value in values.items():
         if not isinstance(value, str | None):
-            return Reject(place, f"{field} is not text", f"{value!r:.60}")
+            return Reject(place, f"{field} is not text", f"{value!r:.60}", _id_of(values["url"]))
     title = preprocess_text(values["title"] or "", lower_case=lower_case)
     description = preprocess_text(
         values["description"] or "", lower_case=lower_case, cut_endings=True
     )
     for field, text in (("title", title), ("description", description)):
         if not text:
-            there = columns[field] in record
-            return Reject(place, f"no {field}", "" if there else f"it has {_listed(record)}")
+            there, column = columns[field] in record, columns[field]
+            detail = "" if there else f"no {column!r}; it has {_listed(record)}"
+            return Reject(place, f"no {field}", detail, _id_of(values["url"]))
     url = values["url"] or None
     try:
         identity = article_id(url, title, description)
@@ -131,6 +134,19 @@ def to_article(
         source=values["source"] or None,
         place=place,
     )
+
+
+def _id_of(url: Any) -> str:
+    """The id that a reject would have by its URL, so that it can be found; empty without one."""
+    try:
+        return article_id(url, "", "") if isinstance(url, str) and url else ""
+    except ValueError:
+        return ""
+
+
+def is_malformed(cause: str) -> bool:
+    """Whether a reject was no article at all, by its form; else it was one that is not wanted."""
+    return cause in _MALFORMED or cause.endswith(" is not text")
 
 
 def _listed(names: Iterable[str]) -> str:

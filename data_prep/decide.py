@@ -4,6 +4,7 @@ It sees ids, hashes, dates and signatures of all articles at once, no texts. Nam
 shape: R rows of all scanned portions, one behind the other; A articles among them.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,9 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep import near
-from data_prep.articles import Reject, nothing_good
+from data_prep.articles import Reject, is_malformed, nothing_good
 from data_prep.dedupe import (
+    HELD_OUT,
     NEITHER,
+    TRAIN,
     Indices,
     Sides,
     copies,
@@ -122,12 +125,15 @@ class _Verdicts:
         published_A = self._column("published_at", kept_A).to_pylist()
         side_A, dated_A = divide_by_date(published_A, story_A, data.held_out)
         self._side_R[kept_A] = side_A
+        old = np.flatnonzero(side_A == TRAIN)[::-1]
+        began = dict(zip(story_A[old].tolist(), kept_A[old].tolist(), strict=True))
         for index in np.flatnonzero(side_A == NEITHER):
             if dated_A[index]:
-                place = self._place(kept_A[story_A[index]])
+                place = self._place(began[int(story_A[index])])
                 self._reject(kept_A[index], "its story began before held_out", f"as {place}")
             else:
-                self._reject(kept_A[index], "no date of publication", repr(published_A[index]))
+                day = f"{published_A[index]!r:.60} does not begin with YYYY-MM-DD"
+                self._reject(kept_A[index], "no date of publication", day)
 
     def table(self) -> pa.Table:
         """The verdicts, as `SCHEMA`."""
@@ -135,7 +141,7 @@ class _Verdicts:
 
 
 def require_good_files(names: list[str], tables: list[pa.Table]) -> None:
-    """See that each file has an article.
+    """See that a file with records has one that is an article, wanted or not.
 
     Args:
         names: The file of each scanned portion.
@@ -144,16 +150,39 @@ def require_good_files(names: list[str], tables: list[pa.Table]) -> None:
     Raises:
         UserError: Naming each file that has none, and its first reject.
     """
-    good: dict[str, int] = dict.fromkeys(names, 0)
+    good = dict.fromkeys(names, False)
     first: dict[str, Reject] = {}
     for name, table in zip(names, tables, strict=True):
-        good[name] += table["cause"].null_count
+        causes = pc.unique(table["cause"]).to_pylist()
+        good[name] |= any(cause is None or not is_malformed(cause) for cause in causes)
         if len(table) and name not in first:
             row = table.select(["place", "cause", "detail"]).slice(0, 1).to_pylist()[0]
             first[name] = Reject(**row)
-    bad = [nothing_good(name, first.get(name)) for name in names if not good[name]]
+    bad = [nothing_good(reject) for name, reject in first.items() if not good[name]]
     if bad:
-        raise UserError("\n".join(dict.fromkeys(bad)))
+        raise UserError("\n".join(bad))
+
+
+def require_splits(records: pa.Table, verdicts: pa.Table) -> None:
+    """See that each split has an article.
+
+    Raises:
+        UserError: One has none; says what was rejected, with an example.
+    """
+    counts = [pc.sum(pc.equal(verdicts["side"], side)).as_py() or 0 for side in range(len(SPLITS))]
+    empty = [split for split, count in zip(SPLITS, counts, strict=True) if not count]
+    if not empty:
+        return
+    causes = Counter(cause for cause in verdicts["cause"].to_pylist() if cause).most_common()
+    told = ", ".join(f"{count:,} {cause}" for cause, count in causes)
+    if causes:
+        row = pc.index(verdicts["cause"], causes[0][0]).as_py()
+        told += f"; as {records['place'][row]}: {verdicts['detail'][row].as_py() or causes[0][0]}"
+    rejected = f"; rejected: {told}" if told else ""
+    raise UserError(
+        f"data: not one article is left for the {empty[0]} split: of {len(verdicts):,} "
+        f"{counts[TRAIN]:,} to train on, {counts[HELD_OUT]:,} held out by data.held_out{rejected}"
+    )
 
 
 def pack_units(side_R: Sides, sizes_R: Indices, unit_bytes: int) -> list[PackUnit]:

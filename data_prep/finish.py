@@ -19,15 +19,14 @@ import pyarrow as pa
 
 from data_prep import index
 from data_prep.articles import Reject
-from data_prep.job import Job
+from data_prep.job import LIBRARIES, Job
 from data_prep.shards import describe, describe_split
 from pressroom import dataset
 from pressroom.console import UserError
 from pressroom.dataset import SPLITS, Manifest, Shard
-from pressroom.files import publish_folder, sha256_file, sha256_json
+from pressroom.files import replace_folder, sha256_file, sha256_json
 from pressroom.tokenizer import ArticleTokenizer
 
-_LIBRARIES = ("pressroom", "tokenizers", "pyarrow", "ftfy", "nh3", "rensa", "py3langid")
 _HELD_OUT = ("id", "title", "description", "category", "source")
 
 
@@ -68,6 +67,7 @@ class Packed:
 
 
 def finish(
+    folder: Path,
     job: Job,
     tokenizer: ArticleTokenizer,
     records: Iterable[tuple[pa.Table, pa.Table]],
@@ -76,6 +76,7 @@ def finish(
     """Publish a dataset.
 
     Args:
+        folder: Where it is put together; on the disk on which it will be.
         job: Which.
         tokenizer: It is kept beside the rows.
         records: Of each portion its records and their verdicts.
@@ -84,47 +85,36 @@ def finish(
     Raises:
         UserError: A split has not one article.
     """
-    with publish_folder(job.folder) as partial:
-        late = {reject.place: reject for unit in packed for reject in unit.rejects}
-        read, rejected = _write_records(partial, records, late)
-        placed = list(_placed(packed))
-        counts: dict[str, Any] = {"read": read} | dict.fromkeys(SPLITS, 0)
-        with _stream(partial / dataset.INDEX, index.SCHEMA) as sink:
-            for unit, file in placed:
-                counts[unit.split] += _write_index(sink, unit, file)
-        require_splits([counts[split] for split in SPLITS], read)
-        counts["rejected"] = dict(rejected.most_common())
-        assert read == sum(counts[split] for split in SPLITS) + rejected.total()
-        shards = _take_shards(partial, placed)
-        describe(partial)
-        tokenizer.save(partial / dataset.TOKENIZER)
-        names = {shard.file for shard in shards}
-        files = {str(p.relative_to(partial)): p for p in sorted(partial.rglob("*")) if p.is_file()}
-        Manifest(
-            key=job.key,
-            spec=job.spec,
-            articles=job.hashes,
-            counts=counts,
-            packing=_packing(shards, job.recipe.sequence_length),
-            shards=tuple(shards),
-            files={name: sha256_file(path) for name, path in files.items() if name not in names},
-            versions={name: version(name) for name in _LIBRARIES},
-        ).write(partial)
-
-
-def require_splits(counts: Sequence[int], read: int) -> None:
-    """See that each split has an article.
-
-    Raises:
-        UserError: One has none.
-    """
-    for split, count in zip(SPLITS, counts, strict=True):
-        if not count:
-            train, held_out = counts
-            raise UserError(
-                f"data: not one article is left for the {split} split ({train} to train on, "
-                f"{held_out} held out by data.held_out, {read - train - held_out} rejected)"
-            )
+    folder.mkdir()
+    late = {reject.place: reject for unit in packed for reject in unit.rejects}
+    read, rejected = _write_records(folder, records, late)
+    placed = list(_placed(packed))
+    counts: dict[str, Any] = {"read": read} | dict.fromkeys(SPLITS, 0)
+    with _stream(folder / dataset.INDEX, index.SCHEMA) as sink:
+        for unit, file in placed:
+            counts[unit.split] += _write_index(sink, unit, file)
+    for split in SPLITS:
+        if not counts[split]:  # what `decide` left to it was rejected when it was packed
+            causes = ", ".join(f"{count:,} {cause}" for cause, count in rejected.most_common())
+            raise UserError(f"data: not one article is left for the {split} split: {causes}")
+    counts["rejected"] = dict(rejected.most_common())
+    assert read == sum(counts[split] for split in SPLITS) + rejected.total()
+    shards = _take_shards(folder, placed)
+    describe(folder)
+    tokenizer.save(folder / dataset.TOKENIZER)
+    names = {shard.file for shard in shards}
+    files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    Manifest(
+        key=job.key,
+        spec=job.spec,
+        articles=job.hashes,
+        counts=counts,
+        packing=_packing(shards, job.recipe.sequence_length),
+        shards=tuple(shards),
+        files={name: sha256_file(path) for name, path in files.items() if name not in names},
+        versions={name: version(name) for name in LIBRARIES},
+    ).write(folder)
+    replace_folder(folder, job.folder)
 
 
 def _placed(packed: Sequence[Packed]) -> Iterator[tuple[Packed, str]]:

@@ -1,16 +1,22 @@
 """A dataset to be made: its recipe, its articles, its name. Knows nothing of how it is made."""
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pressroom import dataset, takedown
 from pressroom.base_model import model_folder
 from pressroom.console import UserError
+from pressroom.files import sha256_json
 from pressroom.recipe import Recipe
 from pressroom.spec import spec_of
 from pressroom.tokenizer import ArticleTokenizer
 
+LIBRARIES = ("pressroom", "tokenizers", "pyarrow", "ftfy", "nh3", "rensa", "py3langid")
+"""Those whose versions may decide a dataset's bytes."""
+_UNITS_VERSION = 1
+"""Raised whenever the files of units change."""
 UNIT_BYTES = 2**25
 """Of a portion of a file, and of the text in a shard."""
 
@@ -39,11 +45,12 @@ class Job:
             UserError: The articles or the tokenizer are missing.
         """
         tokenizer = ArticleTokenizer(model_folder(recipe.model, weights=False))
-        spec = spec_of(recipe, tokenizer.fingerprint)
+        listed = takedown.ids(recipe)
+        spec = spec_of(recipe, tokenizer.fingerprint, listed)
         files = dataset.article_files(recipe)
         stamps = {name: _stamp(path) for name, path in files.items()}
         hashes = dataset.hash_articles(files)
-        job = cls(recipe, spec, files, hashes, stamps, takedown.ids(recipe), unit_bytes)
+        job = cls(recipe, spec, files, hashes, stamps, listed, unit_bytes)
         for name in files:
             job.require_unchanged(name)
         return job
@@ -72,8 +79,15 @@ class Job:
 
     @property
     def work(self) -> Path:
-        """Where units of work lie until it is."""
+        """What those who work on it have of their own, until it is there."""
         return self.folder.with_name(f".{self.folder.name}.prep")
+
+    @property
+    def units(self) -> Path:
+        """Where units of work lie: other versions, or names of files, have others."""
+        versions = [version(name) for name in LIBRARIES]
+        decides = [_UNITS_VERSION, versions, list(self.files), self.unit_bytes]
+        return self.work / sha256_json(decides)[:8]
 
     @property
     def lock(self) -> Path:

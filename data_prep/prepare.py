@@ -19,20 +19,36 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
 from data_prep.job import UNIT_BYTES, Job
 from data_prep.steps import Steps
 from data_prep.work import AllDoneError, Worker
-from pressroom import dataset
-from pressroom.console import UserError, entry, log, say
+from pressroom import dataset, seal
+from pressroom.console import entry, log, say
 from pressroom.dataset import Manifest
 from pressroom.files import require_home
-from pressroom.locks import is_locked, joined
+from pressroom.locks import claim, joined
 from pressroom.recipe import Recipe
 
 _PR_SET_PDEATHSIG = 1
+
+
+class Task(click.ParamType[tuple[int, int]]):
+    """`3/8`: the fourth of eight."""
+
+    name = "K/N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Read it."""
+        number, _, count = str(value).partition("/")
+        if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+            self.fail(f"{value!r} is not K/N, K from 0 to N - 1", param, ctx)
+        return int(number), int(count)
 
 
 @click.command()
@@ -40,18 +56,23 @@ _PR_SET_PDEATHSIG = 1
 @click.argument("overrides", nargs=-1)
 @click.option("--num-workers", type=click.IntRange(min=1), help="Processes. [one a CPU]")
 @click.option("--group", default="", hidden=True, help="Of several tasks, what they share.")
-@click.option("--task", default="0/1", hidden=True, help="Which of the group, of how many.")
+@click.option("--task", type=Task(), default="0/1", hidden=True, help="Which of how many.")
 def main(
-    recipe: str, overrides: tuple[str, ...], num_workers: int | None, group: str, task: str
+    recipe: str,
+    overrides: tuple[str, ...],
+    num_workers: int | None,
+    group: str,
+    task: tuple[int, int],
 ) -> None:
     """Articles -> tokenized, packed Arrow shards, in data/NAME-HASH/."""
-    number, count = map(int, task.split("/"))
-    folder = prepare(
-        Recipe.load(recipe, overrides),
-        num_workers=num_workers or len(os.sched_getaffinity(0)),
-        group=group,
-        task=(number, count),
-    )
+    workers = num_workers or len(os.sched_getaffinity(0))
+    try:
+        folder = prepare(
+            Recipe.load(recipe, overrides), num_workers=workers, group=group, task=task
+        )
+    except KeyboardInterrupt:
+        log.info("what is finished is kept: the same command goes on")
+        raise
     say(summary(folder, Manifest.read(folder)))
 
 
@@ -79,13 +100,15 @@ def prepare(
         UserError: The articles or the tokenizer are missing, nothing is left to train on, or
             somebody else makes it just now.
     """
-    require_home()
     job = Job.of(recipe, unit_bytes)
     if job.folder.is_dir():
-        dataset.check(job.folder, job.spec)
+        manifest = dataset.check(job.folder, job.spec)
+        if not group:  # one of several tasks may come when the others have just made it
+            seal.require_whole(job.folder, manifest)
         log.info("%s is there already", job.folder)
         _clear(job)
         return job.folder
+    require_home()
     group = group or f"process {os.getpid()} on {socket.gethostname()}"
     number, count = task
     # A process for a few kilobytes would take longer to start than to end.
@@ -103,17 +126,31 @@ def prepare(
 
 
 def _clear(job: Job) -> None:
-    """Remove what was left of making this dataset, and of others of its name that nobody makes."""
-    for work in job.work.parent.glob(f".{job.recipe.name}-{'?' * len(job.key)}.prep"):
-        if work == job.work or not is_locked(work / job.lock.name):
-            shutil.rmtree(work, ignore_errors=True)
+    """Remove what was left of making a dataset, if this is the last one at it.
+
+    Under another name first: half a work folder would be taken for a whole one.
+    """
+    old = job.work.with_name(f"{job.work.name}.old")
+    with suppress(OSError), claim(job.lock) as is_ours:
+        if is_ours:
+            shutil.rmtree(old, ignore_errors=True)
+            job.work.replace(old)
+    shutil.rmtree(old, ignore_errors=True)
+    for other in job.work.parent.glob(f".{job.recipe.name}-{'?' * len(job.key)}.prep"):
+        if other != job.work:
+            log.info("%s is begun: its own recipe goes on with it, or delete it", other)
 
 
 def _work(job: Job, number: int, count: int, *, shows: bool) -> None:
     worker = Worker(number, count, job.folder.is_dir, shows)
-    with suppress(AllDoneError):
+    try:
         for step in Steps(job).in_order():
             worker.complete(step)
+    except AllDoneError:
+        pass
+    except OSError:
+        if not job.folder.is_dir():  # else others have made it, and cleared away what was read here
+            raise
 
 
 @contextmanager
@@ -127,8 +164,10 @@ def _helpers(job: Job, group: str, numbers: range, count: int) -> Iterator[None]
         start(target=_help, args=(job, group, number, count, os.getpid()), daemon=True)
         for number in numbers
     ]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to them too
     for helper in helpers:
         helper.start()
+    signal.signal(signal.SIGINT, before)
     try:
         yield
         for helper in helpers:
@@ -139,12 +178,11 @@ def _helpers(job: Job, group: str, numbers: range, count: int) -> Iterator[None]
 
 
 def _help(job: Job, group: str, number: int, count: int, parent: int) -> None:
-    """Work beside the process that shows what all do; what stops one here, stops that one too."""
+    """Work beside the process that shows what all do; it meets, and tells, what stops this one."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both
-    with suppress(UserError), joined(job.lock, str(job.folder), group):
+    with suppress(Exception), joined(job.lock, str(job.folder), group):
         _work(job, number, count, shows=False)
 
 

@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
 
 def scan(
     path: Path, file: Path, name: str, portion: Portion, data: Data, takedown: frozenset[str]
-) -> int:
+) -> None:
     """Write what a portion's records are, as an Arrow file of `SCHEMA`.
 
     Args:
@@ -46,9 +46,6 @@ def scan(
         data: Says how text is cleaned and what is good enough.
         takedown: Ids of articles that must not be used.
 
-    Returns:
-        How many records there are.
-
     Raises:
         UserError: The file is damaged, or lacks a column.
     """
@@ -57,12 +54,9 @@ def scan(
     )
     judged = _judged(items, data, takedown)
     compared = data.near_duplicate is not None or data.same_story is not None
-    records = 0
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         while some := list(islice(judged, _BATCH_ROWS)):
             writer.write_batch(_batch(some, compared))
-            records += len(some)
-    return records
 
 
 def _judged(
@@ -72,7 +66,7 @@ def _judged(
         if isinstance(item, Reject):
             yield item
         elif item.id in takedown:
-            yield Reject(item.place, "taken down", data.takedown, item.id)
+            yield Reject(item.place, "taken down", "", item.id)
         elif poor := judge(item, data.quality):
             yield Reject(item.place, *poor, item.id)
         else:
@@ -83,9 +77,9 @@ def _batch(items: Sequence[Article | Reject], compared: bool) -> pa.RecordBatch:
     """Rows of `SCHEMA`; a reject has no text, and what is not compared no signature."""
     articles = [item if isinstance(item, Article) else None for item in items]
     rejects = [item if isinstance(item, Reject) else None for item in items]
-    columns = {name: [getattr(item, name, None) for item in items] for name in _TEXTS}
-    columns["cause"] = [reject and reject.cause for reject in rejects]
-    columns["detail"] = [reject and reject.detail for reject in rejects]
+    columns = {name: [_text(getattr(item, name, None)) for item in items] for name in _TEXTS}
+    columns["cause"] = [reject.cause if reject else None for reject in rejects]
+    columns["detail"] = [_text(reject.detail) if reject else None for reject in rejects]
     arrays = {name: pa.array(values, pa.string()) for name, values in columns.items()}
     arrays["text_hash"] = pa.array([a and _text_hash(a) for a in articles], pa.binary(16))
     signatures_AH = np.zeros((len(items), near.NUM_HASHES), np.uint32)
@@ -96,6 +90,11 @@ def _batch(items: Sequence[Article | Reject], compared: bool) -> pa.RecordBatch:
         pa.array(signatures_AH.ravel()), near.NUM_HASHES
     )
     return pa.record_batch([arrays[field.name] for field in SCHEMA], schema=SCHEMA)
+
+
+def _text(value: str | None) -> str | None:
+    """A feed's text as UTF-8 can hold it: JSON can name half of a character."""
+    return value and value.encode("utf-8", "replace").decode()
 
 
 def _text_hash(article: Article) -> bytes:

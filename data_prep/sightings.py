@@ -47,8 +47,10 @@ class Training:
 
 
 def datasets() -> list[Path]:
-    """All datasets in `data/`."""
-    return sorted(path.parent for path in (home() / "data").glob(f"[!.]*/{MANIFEST}"))
+    """All datasets in `data/`: also one whose manifest is gone, which its name tells."""
+    data = home() / "data"
+    found = {path.parent for path in data.glob(f"[!.]*/{MANIFEST}")}
+    return sorted(found | {path for path in data.glob(f"[!.]*-{'[0-9a-f]' * 12}") if path.is_dir()})
 
 
 def sightings(folder: Path, ids: Sequence[str]) -> list[Sighting]:

@@ -21,15 +21,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.decide import PackUnit, decide, pack_units, require_good_files, text_sizes
-from data_prep.finish import Packed, finish, require_splits
+from data_prep.decide import (
+    PackUnit,
+    decide,
+    pack_units,
+    require_good_files,
+    require_splits,
+    text_sizes,
+)
+from data_prep.finish import Packed, finish
 from data_prep.job import Job
 from data_prep.portions import portions
 from data_prep.readers import Portion
 from data_prep.scan import scan
 from data_prep.shards import write_shard
 from data_prep.tokens import require_boundary
-from data_prep.work import Step
+from data_prep.work import Step, unit_folder
 from pressroom.base_model import model_folder
 from pressroom.dataset import SPLITS
 from pressroom.tokenizer import ArticleTokenizer
@@ -43,14 +50,14 @@ class Steps:
 
     def in_order(self) -> Iterator[Step]:
         """Each step when those before it are done: they tell how many units it has."""
-        yield Step(self._job.work / "plan", 1, self._plan)
-        yield Step(self._job.work / "scan", len(self._portions), self._scan)
-        yield Step(self._job.work / "decide", 1, self._decide)
-        yield Step(self._job.work / "pack", len(self._pack_units), self._pack)
-        yield Step(self._job.work / "finish", 1, self._finish)
+        yield Step(self._job.units / "plan", 1, self._plan)
+        yield Step(self._job.units / "scan", len(self._portions), self._scan, "portion")
+        yield Step(self._job.units / "decide", 1, self._decide)
+        yield Step(self._job.units / "pack", len(self._pack_units), self._pack, "shard")
+        yield Step(self._job.units / "finish", 1, self._finish)
 
     def _done(self, step: str, number: int) -> Path:
-        return Step(self._job.work / step, 0, lambda *_: None).unit(number)
+        return unit_folder(self._job.units / step, number)
 
     @cached_property
     def _tokenizer(self) -> ArticleTokenizer:
@@ -83,8 +90,8 @@ class Steps:
         require_good_files([name for name, _ in self._portions], tables)
         records = pa.concat_tables(tables)
         verdicts = decide(records, self._job.recipe.data)
+        require_splits(records, verdicts)
         sides_R = verdicts["side"].to_numpy()
-        require_splits([int((sides_R == side).sum()) for side in range(len(SPLITS))], len(sides_R))
         used = records.select(["title", "description"]).filter(pc.greater_equal(sides_R, 0))
         require_boundary(used, self._job.recipe.prompt.format, self._tokenizer)
         _write_table(folder / "verdicts.arrow", verdicts)
@@ -136,7 +143,7 @@ class Steps:
             (self._records(number), verdicts) for number, (_, verdicts) in enumerate(self._verdicts)
         )
         packed = [Packed.read(self._done("pack", n)) for n in range(len(self._pack_units))]
-        finish(self._job, self._tokenizer, records, packed)
+        finish(folder / "dataset", self._job, self._tokenizer, records, packed)
 
 
 def _write_json(path: Path, value: Any) -> None:

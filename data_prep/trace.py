@@ -35,7 +35,8 @@ _STATES = {"train": "trained on", "held_out": "held out", "rejected": "rejected"
 def main(articles: tuple[str, ...], listed_in: str, as_json: bool) -> None:
     """Where an article is, or why not, and what was trained on it. An ARTICLE is its id or URL.
 
-    Looks through all datasets and runs in this home. Ends with 1 when one of them is nowhere.
+    Looks through all datasets and runs in this home. Ends with 1 when one that is taken down is
+    still in something, or may be, and when one that is not is nowhere.
     """
     ids = _ids(articles)
     path = home() / Path(listed_in).expanduser()
@@ -55,10 +56,12 @@ def main(articles: tuple[str, ...], listed_in: str, as_json: bool) -> None:
         answer = {"articles": list(known.values()), "looked_through": [str(f) for f in looked]}
         say(json.dumps(answer | {"not_looked_through": unread + unknown}, indent=2))
     else:
-        say("\n\n".join(harmless(_text(article)) for article in known.values()))
+        nowhere = "not in what could be read" if unread else "nowhere"
+        say("\n\n".join(harmless(_text(article, nowhere)) for article in known.values()))
         say(harmless(_scope(looked, unread + unknown)))
-    if not all(article["found"] for article in known.values()):
-        sys.exit(1)
+    for article in known.values():
+        if (article["still_in"] or unread) if article["takedown"] else not article["found"]:
+            sys.exit(1)
 
 
 def _ids(articles: Sequence[str]) -> dict[str, str]:
@@ -109,7 +112,7 @@ def _article(
     return {"asked": asked, "id": name, "found": places, **told}
 
 
-def _text(article: dict[str, Any]) -> str:
+def _text(article: dict[str, Any], nowhere: str) -> str:
     """One article for a person."""
     same = article["asked"] == article["id"]
     lines = [article["id"] + ("" if same else f"  {article['asked']}")]
@@ -129,7 +132,7 @@ def _text(article: dict[str, Any]) -> str:
         if not place["runs"]:
             lines.append("    no run was trained on this dataset")
     if not article["found"]:
-        lines.append("  nowhere: in no dataset, and none has rejected it")
+        lines.append(f"  {nowhere}: in no dataset, and none has rejected it")
     if article["takedown"]:
         lines.append(f"  taken down by {article['takedown']}")
         lines += [f"    still in: {path}" for path in article["still_in"]]

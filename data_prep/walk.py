@@ -183,10 +183,14 @@ def foretold(feed: Feed, cache: PageCache, budget: Budget, most_pages: int | Non
     if most_pages:
         most = min(most, sum(most_pages - count for count in missing))
     most *= bool(missing)
+    least = len(missing) if most_pages is None else min(len(missing), most)
+    most_told = f"at most {most:,} and those that fail"
+    if least > most:
+        most_told = f"of which the budget allows {most:,} this month"
     return [
         f"windows     {len(parts):,}, {len(parts) - len(missing):,} of them whole on the disk",
         f"pages       {here:,} on the disk: not asked for again",
-        f"requests    at least {min(len(missing), most):,}, at most {most:,} and those that fail",
+        f"requests    at least {least:,}, {most_told}",
         f"budget      {budget.left:,} of {budget.limit:,} left this month: never more",
     ]
 

@@ -1,7 +1,7 @@
 """Units of work that any number of workers do together, on one machine or many.
 
-    data/.NAME-KEY.prep/STEP/00007/       a unit that is done: its files, complete
-    data/.NAME-KEY.prep/STEP/00007.lock   held by the worker that is at it
+    data/.NAME-KEY.prep/HASH/STEP/00007/       a unit that is done: its files, complete
+    data/.NAME-KEY.prep/HASH/STEP/00007.lock   held by the worker that is at it
 
 A worker takes any unit that is neither done nor held, and waits for those that others hold; when
 its holder dies, a unit is free again at that moment. A unit's files follow from its inputs alone,
@@ -12,6 +12,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,11 @@ class AllDoneError(Exception):
     """Others have finished the whole work, and cleared it away."""
 
 
+def unit_folder(step: Path, number: int) -> Path:
+    """The folder of a unit; it is there when the unit is done."""
+    return step / f"{number:05d}"
+
+
 @dataclass(frozen=True)
 class Step:
     """Units that need nothing of each other."""
@@ -35,10 +41,12 @@ class Step:
     count: int
     do: Callable[[int, Path], None]
     """Given a unit's number, fills its folder."""
+    unit_name: str = "step"
+    """What a unit is, for a person."""
 
     def unit(self, number: int) -> Path:
-        """The folder of a unit; it is there when the unit is done."""
-        return self.folder / f"{number:05d}"
+        """The folder of a unit."""
+        return unit_folder(self.folder, number)
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class Worker:
         wait, most = _WAIT_SECONDS
         missing = self._missing(step)
         done = step.count - len(missing)
-        with Progress(step.folder.name, step.count, "unit", done=done) as progress:
+        with self._progress(step, done) as progress:
             while missing:
                 if self._did_one(step, missing):
                     wait, _ = _WAIT_SECONDS
@@ -72,9 +80,14 @@ class Worker:
                     time.sleep(wait)
                     wait = min(2 * wait, most)
                 missing = self._missing(step)
-                if self.shows and step.count > 1:
+                if progress and step.count > 1:
                     progress.advance(step.count - len(missing) - done)
                     done = step.count - len(missing)
+
+    def _progress(self, step: Step, done: int) -> AbstractContextManager[Progress | None]:
+        if not self.shows:
+            return nullcontext()
+        return Progress(step.folder.name, step.count, step.unit_name, done=done)
 
     def _missing(self, step: Step) -> list[int]:
         """The units that are not done, in the order in which this worker takes them."""
@@ -102,6 +115,8 @@ def _do(step: Step, number: int) -> None:
         with publish_folder(step.unit(number)) as partial:
             step.do(number, partial)
     except OSError as error:
+        if step.unit(number).is_dir():  # where a disk has no locks, another has done it meanwhile
+            return
         if error.errno in _NO_SPACE:
             raise UserError(
                 f"{step.unit(number)}: {os.strerror(error.errno)}; what is finished is kept: make "

@@ -11,16 +11,23 @@ TAKEDOWN = "data.takedown"
 """The key under which a dataset says what was on the takedown list."""
 
 
-def spec_of(recipe: Recipe, tokenizer: str) -> dict[str, Any]:
+def spec_of(recipe: Recipe, tokenizer: str, listed: frozenset[str] | None = None) -> dict[str, Any]:
     """Everything but the articles that decides a dataset's rows, by dotted key.
 
     Columns that are called as our fields are left out, so that a field more changes no key. Of the
     takedown list its content counts, wherever it lies.
 
+    Args:
+        recipe: Of the dataset.
+        tokenizer: Its fingerprint.
+        listed: The takedown list, where it has been read already.
+
     Raises:
         UserError: The takedown list cannot be read.
     """
-    data = recipe.to_dict()["data"] | {"takedown": takedown.told(takedown.ids(recipe))}
+    data = recipe.to_dict()["data"] | {
+        "takedown": takedown.told(takedown.ids(recipe) if listed is None else listed)
+    }
     columns = {k: v for k, v in data["columns"].items() if v != k}
     read = {k: v for k, v in data.items() if k != "articles"} | {"columns": columns}
     return {

@@ -110,7 +110,7 @@ def test_a_file_without_one_good_article_is_an_error(tmp_path: Path) -> None:
     path.write_text("title,description\nT,D\n")
     first = read(path)[0]
     assert isinstance(first, Reject)
-    told = nothing_good("a.jsonl", first)
+    told = nothing_good(first)
     assert told.startswith("a.jsonl: not one good article; a.jsonl:1: not JSON")
 
 

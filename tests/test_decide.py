@@ -5,6 +5,8 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import invented_articles, write_jsonl
 from hypothesis import given
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 from data_prep.decide import PackUnit, pack_units
 from data_prep.prepare import prepare
 from pressroom.console import UserError
+from pressroom.dataset import Manifest
+from pressroom.identity import article_id
 
 
 def syndicated(article: dict, number: int, one_in: int) -> dict:
@@ -39,8 +43,6 @@ def sides(folder: Path, articles: list[dict]) -> dict[str, str]:
         json.loads(line)["place"]: json.loads(line)["cause"]
         for line in (folder / "rejects.jsonl").open()
     }
-    from pressroom.identity import article_id
-
     return {
         article["url"]: rejects.get(
             f"articles.jsonl:{line}",
@@ -100,9 +102,47 @@ def test_all_files_without_a_good_article_are_told(make_recipe, home: Path) -> N
     with pytest.raises(UserError) as caught:
         prepare(recipe)
     assert [line[:60] for line in str(caught.value).splitlines()] == [
-        "b.jsonl: not one good article; b.jsonl:1: no title (it has h",
+        "b.jsonl: not one good article; b.jsonl:1: no title (no 'titl",
         "c.jsonl: not one good article; c.jsonl:1: not JSON (Expecting"[:60],
     ]
+
+
+def test_a_file_of_unwanted_articles_and_one_without_any_stop_nothing(
+    make_recipe, home: Path
+) -> None:
+    data = {"articles": ["*.jsonl", "*.parquet"], "quality": {"min_words": 4}}
+    recipe = make_recipe(data=data)
+    write_jsonl(home / "b.jsonl", [{"title": "T", "description": "too few"}])
+    schema = pa.schema([("title", pa.string()), ("description", pa.string())])
+    pq.write_table(schema.empty_table(), home / "c.parquet")
+    counts = Manifest.read(prepare(recipe)).counts
+    assert (counts["read"], counts["rejected"]) == (61, {"too few words": 1})
+
+
+def test_what_left_no_article_is_told_with_an_example(make_recipe) -> None:
+    articles = [a | {"published_at": "2017/2/7"} for a in invented_articles(20)]
+    data = {"articles": ["*.jsonl"], "held_out": "2017-02-01"}
+    with pytest.raises(UserError) as caught:
+        prepare(make_recipe(articles=[*articles, {"title": "T"}], data=data))
+    assert str(caught.value) == (
+        "data: not one article is left for the train split: of 21 0 to train on, 0 held out by "
+        "data.held_out; rejected: 20 no date of publication, 1 no description; as "
+        "articles.jsonl:1: '2017/2/7' does not begin with YYYY-MM-DD"
+    )
+
+
+def test_half_a_character_outside_the_text(make_recipe) -> None:
+    half = {"title": "T", "description": "D", "url": "https://a.example/\ud800"}
+    articles: list = [
+        *invented_articles(20),
+        half | {"category": "\udc00", "source": "\ud800x", "published_at": "\ud800"},
+        {"description": "D", "\ud800": 1},
+        {"title": 5, "url": "https://a.example/5"},
+    ]
+    folder = prepare(make_recipe(articles=articles))
+    rejects = [json.loads(line) for line in (folder / "rejects.jsonl").open()]
+    assert [reject["cause"] for reject in rejects] == ["no title", "title is not text"]
+    assert rejects[1]["id"] == article_id("https://a.example/5", "", "")
 
 
 @given(st.lists(st.tuples(st.integers(-1, 1), st.integers(1, 50)), max_size=60), st.integers(1, 80))

@@ -79,7 +79,7 @@ def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
 def test_json_under_other_names_says_what_it_has(tmp_path: Path) -> None:
     [reject] = read(write(tmp_path / "a.jsonl", [{"headline": "T", "summary": "D"}]))
     assert isinstance(reject, Reject)
-    assert "a.jsonl:1: no title (it has headline, summary)" in nothing_good("a.jsonl", reject)
+    assert "a.jsonl:1: no title (no 'title'; it has headline, summary)" in nothing_good(reject)
 
 
 @pytest.mark.parametrize("kind", KINDS[2:])

@@ -17,6 +17,7 @@ from conftest import invented_articles
 from disks import fill
 
 from data_prep import steps
+from data_prep.finish import finish
 from data_prep.job import Job
 from data_prep.prepare import prepare
 from data_prep.scan import scan
@@ -109,11 +110,11 @@ def test_a_full_disk_is_said_and_when_there_is_room_it_goes_on(
 ) -> None:
     (small_disk / "articles.jsonl").write_bytes((home / "articles.jsonl").read_bytes())
     monkeypatch.setenv("PRESSROOM_HOME", str(small_disk))
-    job = Job.of(recipe)
+    job = Job.of(recipe, UNIT_BYTES)
     make_room: list[Callable[[], None]] = []
 
     def full(*arguments: object) -> Written:
-        if len(list(job.work.glob("pack/*/shard.arrow"))) == 2:
+        if len(list(job.units.glob("pack/*/shard.arrow"))) == 2:
             make_room.append(fill(small_disk, 2**12))
         return write_shard(*arguments)
 
@@ -123,7 +124,7 @@ def test_a_full_disk_is_said_and_when_there_is_room_it_goes_on(
             prepare(recipe, unit_bytes=UNIT_BYTES)
     assert "what is finished is kept" in str(caught.value)
     assert not job.folder.exists()
-    assert sorted(path.name for path in job.work.glob("pack/*/")) == ["00000", "00001"]
+    assert sorted(path.name for path in job.units.glob("pack/*/")) == ["00000", "00001"]
     make_room[0]()
     prepare(recipe, unit_bytes=UNIT_BYTES)
     assert made(recipe) == expected
@@ -140,6 +141,8 @@ def test_two_runs_on_one_output(recipe: Recipe, expected: dict[str, str], home: 
             recipe, home, unit_bytes=UNIT_BYTES, group="process 7 on elsewhere"
         )
         assert prep_tasks.to_end([friend]) == [0]
+        assert job.lock.is_file()  # somebody may still be at it
+    prepare(recipe)
     assert made(recipe) == expected
 
 
@@ -158,7 +161,69 @@ def test_a_file_that_is_written_to_meanwhile(recipe: Recipe, home: Path, monkeyp
         prepare(recipe, unit_bytes=UNIT_BYTES)
     again = prepare(recipe, unit_bytes=UNIT_BYTES)
     assert Manifest.read(again).counts["read"] == 262
-    assert [path.name for path in again.parent.iterdir()] == [again.name]
+    assert [path.name for path in again.parent.glob("[!.]*")] == [again.name]
+
+
+def test_a_late_task_leaves_the_others_their_work(
+    recipe: Recipe, expected: dict[str, str], home: Path, monkeypatch
+) -> None:
+    """A task comes when the dataset is there, and the one that made it has not ended."""
+    job = Job.of(recipe)
+    late: list[list[int | None]] = []
+
+    def finish_and_wait(*arguments: object) -> None:
+        finish(*arguments)
+        [task] = prep_tasks.start(recipe, home, unit_bytes=UNIT_BYTES, group="a")
+        late.append(prep_tasks.to_end([task]))
+        assert job.lock.is_file()
+
+    monkeypatch.setattr(steps, "finish", finish_and_wait)
+    prepare(recipe, unit_bytes=UNIT_BYTES, group="a")
+    assert late == [[0]]
+    assert made(recipe) == expected
+
+
+def interrupted(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepare up to the first shard."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "write_shard", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(recipe, unit_bytes=UNIT_BYTES)
+
+
+def test_half_cleared_work_is_none(recipe: Recipe, expected: dict[str, str], monkeypatch) -> None:
+    def killed(path: Path, **_: object) -> None:
+        if path.is_dir() and path.suffix == ".old":
+            raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(SystemExit):
+            prepare(recipe, unit_bytes=UNIT_BYTES)
+    job = Job.of(recipe, UNIT_BYTES)
+    assert not job.work.exists()
+    shutil.rmtree(job.folder)
+    prepare(recipe, unit_bytes=UNIT_BYTES)
+    assert made(recipe) == expected
+
+
+def test_what_another_recipe_of_the_name_has_begun_stays(recipe: Recipe, monkeypatch) -> None:
+    interrupted(recipe, monkeypatch)
+    other = Recipe.load("recipe.yaml", ["sequence_length=64"])
+    prepare(other, unit_bytes=UNIT_BYTES)
+    assert list(Job.of(recipe, UNIT_BYTES).units.glob("scan/*/records.arrow"))
+
+
+def test_articles_under_another_name_begin_anew(recipe: Recipe, home: Path, monkeypatch) -> None:
+    interrupted(recipe, monkeypatch)
+    (home / "articles.jsonl").rename(home / "moved.jsonl")
+    moved = Recipe.load("recipe.yaml", ["data.articles=[moved.jsonl]"])
+    folder = prepare(moved, unit_bytes=UNIT_BYTES)
+    assert "moved.jsonl:" in (folder / "rejects.jsonl").read_text()
 
 
 def test_helpers_end_with_the_command_and_it_goes_on(
@@ -172,8 +237,8 @@ def test_helpers_end_with_the_command_and_it_goes_on(
     )
     (home / "run.py").write_text(script)
     process = subprocess.Popen([sys.executable, "run.py"])
-    job = Job.of(recipe)
-    while not list(job.work.glob("scan/*/records.arrow")):
+    job = Job.of(recipe, UNIT_BYTES)
+    while not list(job.units.glob("scan/*/records.arrow")):
         assert process.poll() is None
         time.sleep(0.01)
     helpers = [
