@@ -16,10 +16,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
-from prep_inputs import Text, cleaned, lay_out, llama2_tokenizer, real_articles, recombined
+from prep_inputs import (
+    Text,
+    cleaned,
+    lay_out,
+    llama2_tokenizer,
+    real_articles,
+    recombined,
+    write_articles,
+)
 from prep_steps import Crew, Result, anonymous, as_trl, bare, packed, peak_while, rendered, timed
 
 from pressroom.console import UserError, entry, log, say
@@ -40,13 +47,13 @@ class Bench:
     repeats: int
     sizes: tuple[float, ...]
 
-    def recipe(self, sequence_length: int) -> Path:
-        """A recipe of the real articles."""
+    def recipe(self, sequence_length: int, raw: Path | None = None) -> Path:
+        """A recipe of the real articles, or of others."""
         path = self.folder / f"recipe-{sequence_length}.yaml"
         values = {
             "name": "bench",
             "model": {"base": str(self.tokenizer)},
-            "data": {"articles": [str(self.raw)]},
+            "data": {"articles": [str(raw or self.raw)]},
             "sequence_length": sequence_length,
             "batch": {"global_batch_size": 1, "micro_batch_size": 1},
             "optimizer": {"learning_rate": 1e-4, "num_steps": 1},
@@ -121,9 +128,14 @@ def trl(bench: Bench) -> Iterator[Result]:
 
 
 def workers(bench: Bench) -> Iterator[Result]:
-    """The whole of `pressroom prep`, by one worker and by as many as there are cores."""
+    """The whole of `pressroom prep`, by one worker and by as many as there are cores.
+
+    On articles recombined from real sentences, for the real ones are a single unit of work.
+    """
     environment = {**os.environ, "PRESSROOM_HOME": str(bench.folder)}
-    recipe = bench.recipe(2048)
+    corpus_mb = sorted(bench.sizes)[len(bench.sizes) // 2]
+    raw = write_articles(bench.folder / "corpus.jsonl", recombined(bench.articles), corpus_mb)
+    recipe = bench.recipe(2048, raw)
 
     def prepare(count: int) -> Result:
         shutil.rmtree(bench.folder / "data", ignore_errors=True)
@@ -137,7 +149,7 @@ def workers(bench: Bench) -> Iterator[Result]:
     many, one = bench.alternate(
         lambda: timed(lambda: prepare(CORES)), lambda: timed(lambda: prepare(1))
     )
-    yield {"workers": CORES, **_compared(many, one)}
+    yield {"workers": CORES, "corpus_mb": corpus_mb, **_compared(many, one)}
 
 
 def memory(bench: Bench) -> Iterator[Result]:
@@ -192,11 +204,7 @@ def _compared(ours: list[Result], theirs: list[Result]) -> Result:
 
 
 ITEMS: dict[str, Callable[[Bench], Iterator[Result]]] = {
-    "limit": limit,
-    "trl": trl,
-    "workers": workers,
-    "memory": memory,
-    "packing": packing,
+    function.__name__: function for function in (limit, trl, workers, memory, packing)
 }
 
 
@@ -228,8 +236,8 @@ def main(
         bench = Bench(folder, raw, model, cleaned(raw), repeats, sizes)
         for item in items or ITEMS:
             for result in ITEMS[item](bench):
-                load: dict[str, Any] = {"load": [round(number, 1) for number in os.getloadavg()]}
-                append(path, {"bench": "prep", **facts(), "item": item, **result, **load})
+                load = [round(number, 1) for number in os.getloadavg()]
+                append(path, {"bench": "prep", **facts(), "item": item, **result, "load": load})
                 told = ", ".join(f"{name} {value}" for name, value in result.items())
                 log.info("%s: %s", item, told)
                 say(f"{item}: {told}")

@@ -84,6 +84,17 @@ def recombined(articles: Sequence[Text], seed: int = 0) -> Iterator[Text]:
         yield title, ". ".join(source.choices(sentences, k=len(source.choice(divided))))
 
 
+def write_articles(path: Path, articles: Iterator[Text], megabytes: float) -> Path:
+    """Write a JSONL file of about so many megabytes."""
+    size = 0
+    with path.open("w", encoding="utf-8") as file:
+        for number, (title, description) in enumerate(articles):
+            size += file.write(_as_json(title, description, f"https://bench.example/{number}"))
+            if size > megabytes * 1e6:
+                return path
+    return path
+
+
 def lay_out(folder: Path, articles: Iterator[Text], sizes: Sequence[float]) -> list[Path]:
     """Write units of articles of some sizes, in characters, as the Arrow files that are packed."""
     folder.mkdir(parents=True)

@@ -78,8 +78,3 @@ def _rows_of(lengths: npt.NDArray[np.int64], capacity: int) -> list[int]:
             put(rows[-1:], room - (placed - each * (len(rows) - 1)) * length)
             left -= placed
     return row_of
-
-
-def efficiency(lengths: Lengths, num_rows: int, capacity: int) -> float:
-    """Tokens over the room of all rows: 1.0 wastes nothing."""
-    return float(np.sum(lengths)) / (num_rows * capacity) if num_rows else 1.0
