@@ -100,6 +100,7 @@ def prepare(
         UserError: The articles or the tokenizer are missing, nothing is left to train on, or
             somebody else makes it just now.
     """
+    require_home()
     job = Job.of(recipe, unit_bytes)
     if job.folder.is_dir():
         manifest = dataset.check(job.folder, job.spec)
@@ -108,7 +109,6 @@ def prepare(
         log.info("%s is there already", job.folder)
         _clear(job)
         return job.folder
-    require_home()
     group = group or f"process {os.getpid()} on {socket.gethostname()}"
     number, count = task
     # A process for a few kilobytes would take longer to start than to end.

@@ -1,29 +1,28 @@
 """Tasks that prepare one dataset together, each a process of its own that can be killed.
 
-They are forked from a server that has imported what they need.
+They are forked from the server of `ranks.py`: a process has only one.
 """
 
-import multiprocessing
 import os
 import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from ranks import CONTEXT, start_server
+
 from pressroom.console import UserError, redact
 from pressroom.recipe import Recipe
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["prep_tasks", "data_prep.prepare"])
 
 
 def start(
     recipe: Recipe, home: Path, *, unit_bytes: int, count: int = 1, group: str = "job 1"
 ) -> list[BaseProcess]:
     """Start all tasks of a group; exit code 3 is a user's error, in home's `told`."""
+    start_server()
     found: list[BaseProcess] = []
     for number in range(count):
         arguments = (recipe, home, unit_bytes, group, (number, count))
-        found.append(_CONTEXT.Process(target=_task, args=arguments))
+        found.append(CONTEXT.Process(target=_task, args=arguments))
         found[-1].start()
     return found
 

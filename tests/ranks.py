@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import pytest
 
 TIMEOUT_SECONDS = 180
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["ranks_preload"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["ranks_preload"])
 
 
 def run_ranks(
@@ -107,20 +107,20 @@ def _said(receiver: Connection) -> Any:
 def _start(
     strategy: str, function: Callable[..., Any], arguments: Any, world_size: int
 ) -> list[tuple[Any, Connection]]:
-    _start_server()
+    start_server()
     environment = launcher_environment(strategy, world_size)
     ranks = []
     for rank in range(world_size):
-        receiver, sender = _context.Pipe(duplex=False)
+        receiver, sender = CONTEXT.Pipe(duplex=False)
         mine = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = _context.Process(target=_rank, args=(sender, mine, function, arguments))
+        process = CONTEXT.Process(target=_rank, args=(sender, mine, function, arguments))
         process.start()
         sender.close()
         ranks.append((process, receiver))
     return ranks
 
 
-def _start_server() -> None:
+def start_server() -> None:
     """Start the server that has the stack imported, unless it runs.
 
     It drops a preload that it cannot import without a word, and in Python 3.11 it does not get

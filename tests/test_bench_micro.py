@@ -272,7 +272,10 @@ def test_a_mistake_with_the_carried_folder_is_told(
     (tmp_path / "full" / "notes.txt").touch()
     script, *rest = arguments.split()
     command = ["bash", str(ROOT / "bench" / script), *rest]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr.strip()) == (2, message)
 
 

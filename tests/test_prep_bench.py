@@ -43,7 +43,7 @@ def test_every_item_gives_its_rows(rows: dict[str, list[dict[str, Any]]]) -> Non
     assert list(rows) == ["limit", "trl", "workers", "memory", "packing"]
     for row in [*rows["limit"], *rows["trl"], *rows["workers"]]:
         ratio = row["other_seconds"] / row["seconds"]
-        assert row["ratio"] == pytest.approx(ratio, rel=0.05, abs=0.01)
+        assert row["ratio"] == pytest.approx(ratio, rel=0.05, abs=0.03)
         assert row["ratio_of_core_seconds"] > 0
         assert row["ratio_from_to"][0] <= row["ratio"] <= row["ratio_from_to"][1]
 
