@@ -18,7 +18,8 @@ LIBRARIES = ("pressroom", "tokenizers", "pyarrow", "ftfy", "nh3", "rensa", "py3l
 _UNITS_VERSION = 1
 """Raised whenever the files of units change."""
 UNIT_BYTES = 2**25
-"""Of a portion of a file, and of the text in a shard."""
+"""Of the text in a shard. A portion of a file has a quarter: no row depends on its size, and
+workers end together."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Job:
                 f"{name}: has changed while it was read: when nobody writes to it, give the same "
                 "command again"
             )
+
+    @property
+    def portion_bytes(self) -> int:
+        """Of a portion of a file."""
+        return max(self.unit_bytes // 4, 1)
 
     @property
     def key(self) -> str:

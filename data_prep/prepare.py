@@ -91,7 +91,7 @@ def prepare(
         num_workers: Processes of this machine; its CPUs are divided over them.
         group: What tasks have in common that work on it together; another's is refused.
         task: Which of them this one is, of how many.
-        unit_bytes: Of a portion of a file, and of the text in a shard.
+        unit_bytes: Of the text in a shard.
 
     Returns:
         Its folder.
@@ -113,7 +113,7 @@ def prepare(
     number, count = task
     # A process for a few kilobytes would take longer to start than to end.
     size = sum(path.stat().st_size for path in job.files.values())
-    here = max(1, min(num_workers, -(-size // unit_bytes)))
+    here = max(1, min(num_workers, -(-size // job.portion_bytes)))
     first, all_workers = number * here, count * here
     helpers = range(first + 1, first + here)
     with (

@@ -67,7 +67,7 @@ class Steps:
         found = [
             (name, asdict(portion))
             for name, path in self._job.files.items()
-            for portion in portions(path, self._job.unit_bytes)
+            for portion in portions(path, self._job.portion_bytes)
         ]
         _write_json(folder / "portions.json", found)
 
