@@ -153,6 +153,7 @@ def as_trl(dataset: Path, tokenizer: Path, capacity: int, processes: int, kind: 
         return pack_dataset(tokens, capacity, "bfd_split", options)
 
     def prepared(texts: Any) -> Any:
+        """As SFTTrainer does it by itself."""
         config = SFTConfig(
             output_dir=str(copied),
             use_cpu=True,

@@ -148,6 +148,22 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def output_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, int]]:
+    """Run a click command with some arguments; return what it says and its exit code."""
+
+    def run(command: Any, *arguments: object) -> tuple[str, int]:
+        code = 0
+        capsys.readouterr()
+        try:
+            command([str(a) for a in arguments], standalone_mode=False)
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return capsys.readouterr().out, code
+
+    return run
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder with a small file system of its own, where that can be mounted."""
     import disks

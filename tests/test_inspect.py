@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,19 +24,9 @@ from pressroom.tokenizer import ArticleTokenizer
 
 
 @pytest.fixture
-def inspect(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, int]]:
+def inspect(output_of) -> Callable[..., tuple[str, int]]:
     """Run the command; return what it says and its exit code."""
-
-    def run(*arguments: object) -> tuple[str, int]:
-        code = 0
-        capsys.readouterr()
-        try:
-            main([str(a) for a in arguments], standalone_mode=False)
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return capsys.readouterr().out, code
-
-    return run
+    return partial(output_of, main)
 
 
 THREE = [

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,19 +52,9 @@ def lines(made: Path) -> list[dict]:
 
 
 @pytest.fixture
-def traced(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, int]]:
+def traced(output_of) -> Callable[..., tuple[str, int]]:
     """Run the command; return what it says and its exit code."""
-
-    def run(*arguments: object) -> tuple[str, int]:
-        code = 0
-        capsys.readouterr()
-        try:
-            main([str(a) for a in arguments], standalone_mode=False)
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return capsys.readouterr().out, code
-
-    return run
+    return partial(output_of, main)
 
 
 def run_of(home: Path, dataset: str, stamp: str, *outputs: str) -> Path:

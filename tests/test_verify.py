@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +49,9 @@ def made(make_recipe) -> Path:
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, int]]:
+def said(output_of) -> Callable[..., tuple[str, int]]:
     """Run the command; return what it says and its exit code."""
-
-    def run(*arguments: object) -> tuple[str, int]:
-        code = 0
-        capsys.readouterr()
-        try:
-            main([str(a) for a in arguments], standalone_mode=False)
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return capsys.readouterr().out, code
-
-    return run
+    return partial(output_of, main)
 
 
 def faults(folder: Path) -> dict[str, str]:
