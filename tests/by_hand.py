@@ -8,10 +8,9 @@ from typing import Any
 import pyarrow as pa
 from conftest import invented_articles
 
-from data_prep.index import SCHEMA as INDEX_SCHEMA
 from data_prep.prepare import prepare
 from data_prep.shards import SCHEMA
-from pressroom.dataset import IGNORE, INDEX, TOKENIZER, Manifest
+from pressroom.dataset import IGNORE, TOKENIZER, Manifest
 from pressroom.files import sha256_file
 from pressroom.identity import article_id
 from pressroom.tokenizer import ArticleTokenizer
@@ -112,10 +111,3 @@ def index_lines(folder: Path, articles: list[dict[str, Any]]) -> list[dict[str, 
                 lines.append({**place, "shard": shard.file, "rows": [row]})
                 start += length
     return lines
-
-
-def add_index(folder: Path, articles: list[dict[str, Any]]) -> Path:
-    """Give a dataset the index that preparation writes."""
-    write_stream(folder / INDEX, INDEX_SCHEMA, index_lines(folder, articles))
-    reseal(folder)
-    return folder

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from by_hand import add_index, index_lines, reseal, write_stream
+from by_hand import index_lines, reseal, write_stream
 from conftest import invented_articles, write_jsonl
 
 from data_prep.index import SCHEMA
@@ -31,7 +31,7 @@ def url_of(line: dict) -> str:
 @pytest.fixture
 def made(make_recipe) -> Path:
     """A dataset with an index, and two articles that were rejected."""
-    folder = add_index(prepare(make_recipe(articles=ARTICLES)), ARTICLES)
+    folder = prepare(make_recipe(articles=ARTICLES))
     rejects = [
         {"place": "articles.jsonl:61", "cause": "not JSON", "detail": "", "id": ""},
         {

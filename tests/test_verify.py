@@ -12,11 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from by_hand import add_index, index_lines, read_rows, reseal, reshard, rewrite, write_stream
+from by_hand import index_lines, read_rows, reseal, reshard, rewrite, write_stream
 from conftest import invented_articles
 from training import train
 
 from data_prep.index import SCHEMA as INDEX_SCHEMA
+from data_prep.index import read_index
 from data_prep.prepare import prepare
 from data_prep.verify import main, verify
 from generate import held_out
@@ -45,7 +46,7 @@ FILES = (
 @pytest.fixture
 def made(make_recipe) -> Path:
     """A whole dataset."""
-    return add_index(prepare(make_recipe(articles=ARTICLES)), ARTICLES[:60])
+    return prepare(make_recipe(articles=ARTICLES))
 
 
 @pytest.fixture
@@ -359,6 +360,12 @@ def test_the_index_is_held_against_the_rows(made: Path, change: Any, claim: str,
     reseal(made)
     found = faults(made)
     assert re.search(message, found[claim]), found
+
+
+def test_preparation_writes_the_index_that_the_rows_give(made: Path) -> None:
+    written = sorted(read_index(made).to_pylist(), key=lambda line: line["id"])
+    expected = sorted(index_lines(made, ARTICLES[:60]), key=lambda line: line["id"])
+    assert written == expected
 
 
 def test_an_index_of_another_kind(made: Path) -> None:
