@@ -1,110 +1,165 @@
-"""Adapter + base -> one model folder that any client loads: `pressroom merge RUN`.
+"""Adapter + base -> one model folder that any client loads: `pressroom merge RUN|ADAPTER`.
 
 The base that was trained is the dequantized one: the 4-bit codes stand for weights, and scaled
 B·A is added to those. Merging into the original weights gives another model (KL 0.29 in place of
-0.004), merging into 4 bits erases the adapter. The proof is on logits of held-out articles:
-merged in fp32 against adapter on the 4-bit base, and then the 16-bit folder as it lies on disk.
-All of it happens in the host's memory, which holds the model in fp32.
+0.004), merging into 4 bits erases the adapter. Tensors stream from file to file, so no model is
+ever in memory, and the proof is on logits, a layer at a time. A folder bears its name when all of
+it is there; what a killed process had finished is kept.
 """
 
 import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig
 
-from generate import held_out
-from generate.held_out import HeldOut
-from generate.tuned import add_adapter, load_tuned
-from pressroom.base_model import model_folder
+from generate import merge_card, merge_proof
+from generate.merge_plan import index, plan
+from generate.merge_proof import prove
+from generate.merge_rows import Merged
+from generate.merge_source import PRECISIONS, Source, on_device
+from generate.merge_write import Writer
+from generate.tuned import device
+from pressroom.base_model import CLIENT_FILES
 from pressroom.console import UserError, log
-from pressroom.files import publish_folder, publish_json
-from pressroom.nn.nf4 import compute_in, dequantize
-from pressroom.recipe import Recipe
+from pressroom.files import publish_json, publish_text, replace_folder
+from pressroom.locks import lock
 from pressroom.run_dir import RunDir
-from pressroom.train_sections import DTYPES, Precision
+from pressroom.train_sections import DTYPES, Dtype
 
-PROOF_ARTICLES = 16
-FP32_TOLERANCE = 1e-4
-"""Largest mean logit difference of the fp32 merge: above it something else was merged."""
-_HOST = torch.device("cpu")
-_SHARD_SIZE = "5GB"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+BaseWeights = Literal["dequantized", "original"]
+FORMAT_VERSION = 1
+"""Raised whenever the same weights would give other files."""
+REPORT = "merge.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How it is merged."""
+
+    base_weights: BaseWeights = "dequantized"
+    """What B·A is added to: the weights that were trained on, or those of the base's own files."""
+    dtype: Dtype | None = None
+    """Of what is written; None: that of training, and bfloat16 for fp32."""
+    shard_size: str = "5GB"
+    verify: bool = True
+
+    def dtype_for(self, source: Source) -> Dtype:
+        """The dtype that is written."""
+        return self.dtype or DTYPES["bf16" if source.precision == "fp32" else source.precision]
+
+    def command(self, source: Source) -> str:
+        """The command that merges so, without a machine's paths."""
+        run, folder = source.run, source.adapter.folder
+        what = f"{run.path.parent.name}/{run.path.name}" if run else folder.absolute().name
+        line = f"pressroom merge {what} --base-weights {self.base_weights}"
+        line += f" --dtype {self.dtype_for(source)} --shard-size {self.shard_size}"
+        return line if self.verify else line + " --no-verify"
+
+
+def source_of(adapter: Path, run: RunDir | None, base: str | None = None) -> Source:
+    """What is merged: an adapter of a run, or one of any origin.
+
+    Raises:
+        UserError: Adapter or base are missing or damaged.
+    """
+    if run is None:
+        return Source.of_adapter(adapter, base)
+    return Source.of_run(run, run.load_recipe(), adapter)
 
 
 @torch.no_grad()
-def merge(run: RunDir, recipe: Recipe) -> dict[str, Any]:
-    """Merge in one memory, prove it, and publish `merged/` in the recipe's 16-bit dtype.
+def merge(source: Source, output: Path, options: Options) -> dict[str, Any]:
+    """Merge, prove it, and publish a folder.
 
     Returns:
-        How far the merged logits are from those of adapter on base, in fp32 and as on disk.
+        How far the logits are from those that were trained; empty where nothing is verified.
 
     Raises:
-        UserError: The fp32 merge is not what was trained.
+        UserError: Base, adapter and tokenizer do not belong together, one of them is damaged, the
+            disk is full, another process merges, or the merged model is not what was trained.
     """
-    precision: Precision = "bf16" if recipe.memory.precision == "fp32" else recipe.memory.precision
-    dtype = getattr(torch, DTYPES[precision])
-    articles = held_out.tokens(run.dataset)[:PROOF_ARTICLES]
-    log.info("merging; the proof is on %d held-out articles", len(articles))
-    tuned = load_tuned(run, recipe, _HOST)
-    compute_in(tuned, torch.float32)
-    trained_logits = [_logits(tuned, article) for article in articles]
-    merged = _merge_weights(tuned, run.adapter)
-    report = {"fp32": compare(trained_logits, [_logits(merged, a) for a in articles])}
-    if report["fp32"]["mean_logit_difference"] > FP32_TOLERANCE:
-        raise UserError(f"the merged model is not what was trained: {describe(report)}")
-    with publish_folder(run.merged) as partial:
-        merged.to(dtype).save_pretrained(partial, max_shard_size=_SHARD_SIZE)
-        folder = model_folder(recipe.model)
-        for name in _TOKENIZER_FILES:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, partial / name)
-        del tuned, merged
-        on_disk = AutoModelForCausalLM.from_pretrained(partial, dtype="auto")
-        report[precision] = compare(trained_logits, [_logits(on_disk, a) for a in articles])
-        publish_json(partial / "merge.json", report)
+    beside = output.with_name
+    with lock(beside(f".{output.name}.lock"), str(output)):
+        if options.base_weights == "original" and source.is_codes:
+            raise UserError(
+                f"{source.base}: has 4-bit codes alone: give the model they were made from by "
+                "--base, or leave out --base-weights original"
+            )
+        if source.note:
+            log.warning("%s", source.note)
+        place, dtype = device(), options.dtype_for(source)
+        opened = source.opened(place)
+        articles = merge_proof.texts(source) if options.verify else []
+        partial, receipts = beside(f".{output.name}.partial"), beside(f".{output.name}.made.json")
+        shards = plan(opened.shapes, getattr(torch, dtype), options.shard_size)
+        writer = Writer(partial, receipts, _about(source, options), shards)
+        _require_room(output.parent, writer.missing_bytes)
+        base = opened.base(options.base_weights)
+        merged = Merged(base, source.adapter, getattr(torch, dtype), place)
+        writer.write(merged, f"merge into {output.name}")
+        _write_rest(source, partial, dtype)
+        if len(shards) > 1:
+            publish_json(partial / "model.safetensors.index.json", index(shards))
+        report: dict[str, Any] = {}
+        if options.verify:
+            precision = PRECISIONS[dtype]
+            report, wrong = prove(opened, partial, articles, precision, options.base_weights)
+            if wrong:
+                shutil.rmtree(partial)
+                receipts.unlink()
+                told = merge_proof.describe(report)
+                raise UserError(f"the merged model is not what was trained ({wrong}):\n{told}")
+            publish_json(partial / REPORT, report)
+        facts = merge_card.facts(source, report, options.command(source), _versions())
+        publish_text(partial / "README.md", merge_card.card(facts))
+        replace_folder(partial, output)
+        receipts.unlink()
     return report
 
 
-def _merge_weights(tuned: PeftModel, adapter: Path) -> PreTrainedModel:
-    """Dequantize the base, then add the adapters to it: in fp32, in place."""
-    base = tuned.unload()
-    dequantize(base, torch.float32)
-    return add_adapter(base, adapter).merge_and_unload()
-
-
-def _logits(model: PreTrainedModel, article: HeldOut) -> torch.Tensor:
-    """Logits [S, V] of one article, fp32."""
-    return model(input_ids=torch.tensor([article.ids]), use_cache=False).logits[0].float()
-
-
-def compare(reference: list[torch.Tensor], other: list[torch.Tensor]) -> dict[str, float]:
-    """How far logits [S, V] are apart: differences, KL in nats, share of the same top token."""
-    sums, largest = torch.zeros(4, dtype=torch.float64), 0.0
-    for a, b in zip(reference, other, strict=True):
-        difference = (a - b).abs()
-        log_a, log_b = a.log_softmax(-1), b.log_softmax(-1)
-        kl = torch.nn.functional.kl_div(log_b, log_a, reduction="sum", log_target=True)
-        same = (a.argmax(-1) == b.argmax(-1)).sum()
-        mean = difference.mean(-1).sum()
-        sums += torch.tensor([float(mean), float(kl), float(same), len(a)], dtype=torch.float64)
-        largest = max(largest, float(difference.max()))
-    mean, kl, same, positions = sums.tolist()
+def _about(source: Source, options: Options) -> dict[str, Any]:
+    """All that decides the bytes of the shards: a killed merge goes on where this is the same."""
     return {
-        "mean_logit_difference": mean / positions,
-        "max_logit_difference": largest,
-        "kl": max(0.0, kl / positions),
-        "same_top_token": same / positions,
+        **source.fingerprint(),
+        "base_weights": options.base_weights,
+        "dtype": options.dtype_for(source),
+        "shard_size": options.shard_size,
+        "device": on_device(device()),
+        "versions": _versions(),
+        "format_version": FORMAT_VERSION,
     }
 
 
-def describe(report: dict[str, Any]) -> str:
-    """The report for a person."""
-    return "\n".join(
-        f"  {name} against adapter on the 4-bit base: mean logit difference "
-        f"{row['mean_logit_difference']:.2g}, KL {row['kl']:.2g}, same top token "
-        f"{row['same_top_token']:.1%}"
-        for name, row in report.items()
-    )
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("pressroom", "torch", "bitsandbytes")}
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    """See that the shards have room.
+
+    Raises:
+        UserError: They have not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: {free / 2**30:.1f} GiB free, and the merged model takes "
+            f"{needed / 2**30:.1f} more: make room, or name another place by --output"
+        )
+
+
+def _write_rest(source: Source, partial: Path, dtype: Dtype) -> None:
+    """Write what a client needs besides the weights."""
+    config = AutoConfig.from_pretrained(source.base)
+    config.dtype = dtype
+    config.architectures = ["LlamaForCausalLM"]
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.save_pretrained(partial)
+    for name in CLIENT_FILES:
+        if (source.base / name).is_file():
+            shutil.copyfile(source.base / name, partial / name)

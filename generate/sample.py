@@ -88,7 +88,7 @@ def beside_base(
 def _tuned(run: RunDir, recipe: Recipe) -> PreTrainedModel:
     """The merged model where there is one, else the adapter on its base."""
     logging.disable_progress_bar()
-    if run.merge_report.is_file():
+    if run.merged.is_dir():
         with readable(run.merged, "delete it, or merge again with `pressroom merge`"):
             return AutoModelForCausalLM.from_pretrained(
                 run.merged, dtype="auto", device_map={"": device()}

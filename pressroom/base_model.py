@@ -18,6 +18,14 @@ from pressroom.hub import Repo
 from pressroom.sections import Model
 
 _NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
+CLIENT_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+"""What a client reads besides config.json and weights, where a model has it."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 

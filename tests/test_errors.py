@@ -110,6 +110,11 @@ def _other_adapter(home: Path) -> None:
     save_file({name: torch.zeros(3, 3) for name in tensors}, path)
 
 
+def _pickle_adapter(home: Path) -> None:
+    (path,) = home.glob("runs/news/*/adapter/adapter_model.safetensors")
+    path.rename(path.with_suffix(".bin"))
+
+
 DRY = "pressroom run my.yaml --dry-run"
 RUN = "pressroom run my.yaml"
 SUBMIT = "pressroom submit my.yaml --cluster"
@@ -307,6 +312,8 @@ CATALOGUE: dict[str, list[Mistake]] = {
         Mistake("A cut adapter", "pressroom merge news", _cut("runs/news/*/adapter/*.safetensors")),
         Mistake("A lost adapter", "pressroom merge news", _remove("runs/news/*/adapter/*tensors")),
         Mistake("Another model's adapter", "pressroom merge news", _other_adapter),
+        Mistake("A pickled adapter", "pressroom merge news", _pickle_adapter),
+        Mistake("A size without a unit", "pressroom merge news --shard-size 5"),
         Mistake("Another base than it was trained on", "pressroom merge news", _flip("llama/*ors")),
         Mistake(
             "Damaged notes of a run",

@@ -6,21 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from merging import merge_run
 from training import train
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from generate import commands, evaluate, held_out, merge, sample
+from generate import commands, evaluate, held_out, merge_proof, sample
 from generate.held_out import HeldOut
 from generate.tuned import load_tuned
 from pressroom.console import Progress, UserError
 from pressroom.nn import sampling
 from pressroom.nn.loss import token_nll
-from pressroom.nn.nf4 import compute_in, dequantize, load_base
+from pressroom.nn.nf4 import load_base
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.runs import find_run
 from pressroom.samples import held_out_articles
-from pressroom.train_sections import Quantization
 
 CPU = torch.device("cpu")
 BF16 = {
@@ -36,30 +36,12 @@ def run(make_recipe) -> RunDir:
     return train("optimizer.num_steps=10", "optimizer.learning_rate=3e-2")
 
 
-@pytest.mark.parametrize("double_quant", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dequantized_weights_are_those_the_forward_uses(
-    tiny_model: Path, double_quant: bool, dtype: torch.dtype
-) -> None:
-    quantization = Quantization(double_quant=double_quant)
-    model = load_base(tiny_model, quantization, "bf16", CPU)
-    compute_in(model, dtype)
-    ids = torch.arange(3, 60)[None]
-    with torch.no_grad():
-        before = model(input_ids=ids).logits
-        dequantize(model, dtype)
-        after = model(input_ids=ids).logits
-    assert {type(m).__name__ for m in model.modules() if "Linear" in type(m).__name__} == {"Linear"}
-    assert before.dtype == dtype
-    assert float((before - after).abs().max()) < (1e-5 if dtype == torch.float32 else 2e-2)
-
-
 @pytest.mark.parametrize("quantized", [True, False])
 def test_merged_logits_are_the_trained_ones(make_recipe, quantized: bool) -> None:
     make_recipe(**BF16)
     null = [] if quantized else ["quantization=null"]
     run = train("optimizer.num_steps=10", "optimizer.learning_rate=3e-2", *null)
-    report = merge.merge(run, run.load_recipe())
+    report = merge_run(run)
     assert report == json.loads(run.merge_report.read_text())
     assert report["fp32"]["mean_logit_difference"] < 1e-5
     assert report["bf16"]["same_top_token"] > 0.94
@@ -69,7 +51,7 @@ def test_merged_logits_are_the_trained_ones(make_recipe, quantized: bool) -> Non
     with_adapter = _logits(tuned, run)
     with tuned.disable_adapter():
         without = _logits(tuned, run)
-    assert merge.compare(with_adapter, without)["mean_logit_difference"] > 0.01
+    assert merge_proof.compare(with_adapter, without)["mean_logit_difference"] > 0.01
 
 
 def _logits(model, run: RunDir) -> list[torch.Tensor]:
@@ -81,26 +63,13 @@ def _logits(model, run: RunDir) -> list[torch.Tensor]:
 
 
 def test_any_client_loads_the_merged_folder(run: RunDir) -> None:
-    merge.merge(run, run.load_recipe())
+    merge_run(run)
     model = AutoModelForCausalLM.from_pretrained(run.merged)
     assert model.dtype == torch.bfloat16
     assert not hasattr(model.config, "quantization_config")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(run.merged)
     assert tokenizer.eos_token == "</s>"
     assert not [p for p in run.merged.iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
-
-
-def test_a_wrong_merge_is_refused_and_leaves_nothing(run: RunDir, monkeypatch) -> None:
-    monkeypatch.setattr(merge, "_merge_weights", lambda tuned, adapter: _no_adapter(tuned))
-    with pytest.raises(UserError, match="not what was trained"):
-        merge.merge(run, run.load_recipe())
-    assert not run.merged.exists()
-
-
-def _no_adapter(tuned):
-    base = tuned.unload()
-    dequantize(base, torch.float32)
-    return base
 
 
 def test_evaluation_says_base_beside_tuned(run: RunDir) -> None:

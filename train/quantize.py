@@ -18,7 +18,7 @@ from bitsandbytes.nn import Linear4bit
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-from pressroom.base_model import is_hub_id, local_folder, model_folder
+from pressroom.base_model import CLIENT_FILES, is_hub_id, local_folder, model_folder
 from pressroom.console import Progress, UserError, entry, log, say
 from pressroom.files import publish_file, publish_json, replace_folder, require_home
 from pressroom.geometry import Geometry
@@ -29,14 +29,6 @@ from pressroom.quantized_base import MEND, Codes, manifest, read_manifest, summe
 from pressroom.recipe import Recipe
 from pressroom.sections import Model
 from pressroom.train_sections import DTYPES, Lora, Memory, Precision, Quantization
-
-COPIED = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
 
 
 @click.command()
@@ -217,7 +209,7 @@ def _write_rest(codes: Codes, partial: Path) -> None:
     config.dtype = DTYPES[codes.precision]
     config.quantization_config = bnb_config(codes.quantization)
     config.save_pretrained(partial)
-    for name in COPIED:
+    for name in CLIENT_FILES:
         if (codes.folder / name).is_file():
             shutil.copyfile(codes.folder / name, partial / name)
 

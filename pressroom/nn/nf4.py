@@ -67,22 +67,6 @@ def compute_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
         linear.compute_dtype = dtype
 
 
-def dequantize(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Replace each 4-bit linear by a plain one with the very weights that its codes stand for."""
-    for name, linear in [(n, m) for n, m in model.named_modules() if _is_4bit(m)]:
-        state = linear.weight.quant_state
-        state.dtype = dtype  # as the forward does: code times scale, rounded once
-        weight = bnb.functional.dequantize_4bit(linear.weight.data, state)
-        plain = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        plain.weight = torch.nn.Parameter(weight, requires_grad=False)
-        model.set_submodule(name, plain)
-    quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is not None:
-        quantizer.remove_quantization_config(model)
-        model.is_loaded_in_4bit = False
-        model._weight_conversions = []  # or it is saved by undoing how its codes were read
-
-
 def _is_4bit(module: torch.nn.Module) -> bool:
     return isinstance(module, bnb.nn.Linear4bit)
 

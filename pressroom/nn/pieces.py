@@ -147,7 +147,7 @@ class Weights:
     """A base's weights for the modules of an empty model, quantized as it is.
 
     Args:
-        folder: The base model; where its codes were made already, those are read.
+        folder: The base model; where its codes were made already, those are read. Or codes.
         quantization: How linear layers are stored; None leaves them as they are.
         precision: Gives the dtype of everything that is not quantized.
     """
@@ -157,7 +157,6 @@ class Weights:
     ) -> None:
         codes = quantized_base.nearest(folder, quantization, precision)
         self._files = Files(codes or folder, quantized_base.MEND if codes else REFETCH)
-        self._has_codes = codes is not None
         self._quantization, self._dtype = quantization, getattr(torch, DTYPES[precision])
 
     def fill(self, module: torch.nn.Module, prefix: str, device: torch.device) -> None:
@@ -182,7 +181,7 @@ class Weights:
             weight = self._files.read(name).to(device, self._dtype, copy=True)
             return torch.nn.Parameter(weight, requires_grad=False)
         assert self._quantization is not None
-        if self._has_codes:
+        if f"{name}.absmax" in self._files.file_of:
             stats = {k: v.clone() for k, v in self._files.below(name + ".").items()}
             codes = self._files.read(name).to(device, copy=True)
             return bnb.nn.Params4bit.from_prequantized(codes, stats, device=device, module=module)

@@ -1,0 +1,37 @@
+"""What a user calls what is to be merged: a run, one of its checkpoints, or an adapter's folder.
+
+Knows nothing of what is in them.
+"""
+
+from pathlib import Path
+
+from pressroom.files import home
+from pressroom.run_dir import RunDir
+from pressroom.runs import find_run
+
+
+def adapter_and_run(what: str) -> tuple[Path, RunDir | None]:
+    """The folder of an adapter, and the run that it is of.
+
+    Args:
+        what: A run, as anywhere else, or a folder with an adapter in it.
+
+    Raises:
+        UserError: There is none, or the run has no adapter yet.
+    """
+    for folder in (Path(what), home() / what):
+        if (folder / "adapter_config.json").is_file():
+            folder = folder.absolute()
+            runs = [RunDir(parent) for parent in folder.parents[:2]]
+            run = next((run for run in runs if run.recipe.is_file()), None)
+            return folder, run
+    run = find_run(what, trained=True)
+    return run.adapter, run
+
+
+def merged_folder(adapter: Path, run: RunDir | None) -> Path:
+    """Where the merged model goes unless somebody says."""
+    if run is None:
+        return adapter.with_name(f"{adapter.name}-merged")
+    of_run = adapter == run.adapter
+    return run.merged if of_run else run.path / f"merged-{adapter.name}"
