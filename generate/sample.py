@@ -1,77 +1,34 @@
-"""Prompts or titles -> text: `pressroom generate RUN "city!"`.
+"""What a run's recipe asks to be written, tuned beside base: `pressroom generate RUN`.
 
-A prompt is continued as it stands behind BOS; a title is rendered in the recipe's format up to
-where the description begins. Without either, the recipe's generation section is done: its
-prompts and some held-out titles, tuned beside base, into samples.jsonl; with other lengths or
-temperatures than the recipe's they are only shown.
+Its prompts are continued as they stand; titles of held-out articles are rendered in its format up
+to where the description begins. Texts of the user's own are `generate/texts.py`'s.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging
+from transformers import PreTrainedModel
 
-from generate.tuned import base_folder, device, load_tuned
+from generate.origin import named
+from generate.tuned import base_folder, device
+from generate.voice import Voice
 from pressroom.base_model import model_folder
 from pressroom.console import Progress, log
-from pressroom.files import readable
 from pressroom.nn import sampling
 from pressroom.nn.nf4 import load_base
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
-from pressroom.samples import Request, of_title, recipe_requests
+from pressroom.samples import Request, Sampling, recipe_requests
 from pressroom.tokenizer import ArticleTokenizer
 
 
-def texts(
-    run: RunDir,
-    recipe: Recipe,
-    prompts: Sequence[str],
-    titles: Sequence[str],
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
-) -> list[str]:
-    """What the tuned model writes for prompts, as they stand, and then for titles."""
-    torch.manual_seed(seed)
-    requests = [Request(prompt) for prompt in prompts] + [of_title(t, recipe) for t in titles]
-    written = write(_tuned(run, recipe), recipe, requests, max_new_tokens, temperature)
-    return [one["text"] for one in written]
-
-
-def write(
-    model: PreTrainedModel,
-    recipe: Recipe,
-    requests: list[Request],
-    max_new_tokens: int,
-    temperature: float,
-) -> list[dict[str, Any]]:
-    """Continue each request, with progress shown: as `sampling.write`."""
-    tokenizer = ArticleTokenizer(model_folder(recipe.model, weights=False))
-    with Progress(f"write {len(requests)} texts", max_new_tokens, "token") as progress:
-        return sampling.write(
-            model,
-            tokenizer,
-            [request.prompt for request in requests],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            progress=progress,
-        )
-
-
-def beside_base(
-    run: RunDir, recipe: Recipe, max_new_tokens: int, temperature: float, seed: int = 0
-) -> list[dict[str, Any]]:
-    """What the tuned model and the base write for the recipe's requests."""
-    torch.manual_seed(seed)
+def beside_base(run: RunDir, recipe: Recipe, how: Sampling) -> list[dict[str, Any]]:
+    """What the run's model and the base write for the recipe's requests."""
     requests = recipe_requests(run.dataset, recipe)
     log.info("writing %d texts with the tuned model and with the base", len(requests))
-    tuned = write(_tuned(run, recipe), recipe, requests, max_new_tokens, temperature)
+    tuned = _write(Voice(named(str(run.path))).load(device()), recipe, requests, how)
     folder = base_folder(run, recipe)
     base_model = load_base(folder, recipe.quantization, recipe.memory.precision, device())
-    base = write(base_model, recipe, requests, max_new_tokens, temperature)
+    base = _write(base_model, recipe, requests, how)
     return [
         {
             "prompt": request.prompt,
@@ -85,15 +42,13 @@ def beside_base(
     ]
 
 
-def _tuned(run: RunDir, recipe: Recipe) -> PreTrainedModel:
-    """The merged model where there is one, else the adapter on its base."""
-    logging.disable_progress_bar()
-    if run.merged.is_dir():
-        with readable(run.merged, "delete it, or merge again with `pressroom merge`"):
-            return AutoModelForCausalLM.from_pretrained(
-                run.merged, dtype="auto", device_map={"": device()}
-            )
-    return load_tuned(run, recipe)
+def _write(
+    model: PreTrainedModel, recipe: Recipe, requests: list[Request], how: Sampling
+) -> list[dict[str, Any]]:
+    tokenizer = ArticleTokenizer(model_folder(recipe.model, weights=False))
+    with Progress(f"write {len(requests)} texts", how.max_new_tokens, "token") as progress:
+        prompts = [request.prompt for request in requests]
+        return sampling.write(model, tokenizer, prompts, how, progress=progress)
 
 
 def show(samples: list[dict[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pressroom import hub
 from pressroom.console import UserError
-from pressroom.files import home, sha256_file, sha256_json
+from pressroom.files import home, read_json, sha256_file, sha256_json
 from pressroom.geometry import SIZES, Geometry
 from pressroom.hub import Repo
 from pressroom.sections import Model
@@ -27,6 +27,8 @@ CLIENT_FILES = (
 )
 """What a client reads besides config.json and weights, where a model has it."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_CODE = ("auto_map", "trust_remote_code")
+"""Keys that have a client run Python files of the folder or of its repository."""
 _SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -48,6 +50,32 @@ def model_folder(model: Model, *, weights: bool = True) -> Path:
         raise UserError(_not_found(local, model.base))
     found, names = _on_hub(model, weights=weights)
     return hub.fetch(found, names)
+
+
+def require_safe(folder: Path) -> None:
+    """See that a folder is a whole model, and that neither a pickle nor code of its own is in play.
+
+    Raises:
+        UserError: Naming all that it lacks and all that it asks for.
+    """
+    problems = [_missing([file.name for file in folder.iterdir() if file.is_file()], weights=True)]
+    problems.append(asks_for_code(folder))
+    if any(problems):
+        raise UserError("\n".join(f"{folder}: {wrong}" for wrong in problems if wrong))
+
+
+def asks_for_code(folder: Path) -> str | None:
+    """Where a model or an adapter asks for Python files of its own; None where it does not."""
+    for name in (*_SMALL_FILES, "adapter_config.json"):
+        if (folder / name).is_file():
+            config = read_json(folder / name, "fetch the folder again")
+            for key in _CODE:
+                if isinstance(config, dict) and config.get(key):
+                    return (
+                        f"{name}: {key} asks for code of the model's own, which is never run: it "
+                        "could do anything"
+                    )
+    return None
 
 
 def geometry_of(model: Model) -> Geometry:
@@ -81,14 +109,19 @@ def _on_hub(model: Model, *, weights: bool) -> tuple[hub.Listing, list[str]]:
 
 def _check(place: str, names: Sequence[str], weights: bool) -> None:
     """Refuse a model that lacks files, before anything is brought here or read."""
+    if wrong := _missing(names, weights=weights):
+        raise UserError(f"model.base: {place} {wrong}")
+
+
+def _missing(names: Sequence[str], *, weights: bool) -> str | None:
+    """What a model's folder lacks, of those that it takes to use it."""
     missing = [name for name in _NEEDED if name not in names]
     reason = ""
     if weights and not any(name.endswith(".safetensors") for name in names):
         missing.append("*.safetensors")
         for pickled in [name for name in names if name.endswith(_PICKLES)][:1]:
             reason = f" ({pickled} is not read: a pickle can run any code; safetensors cannot)"
-    if missing:
-        raise UserError(f"model.base: {place} has no {', '.join(missing)}{reason}")
+    return f"has no {', '.join(missing)}{reason}" if missing else None
 
 
 def is_hub_id(base: str) -> bool:

@@ -29,7 +29,7 @@ _PLAIN_LINE_SECONDS = 10.0
 _GPU_FULL = (
     "the GPU's memory is full. In training batch.micro_batch_size and sequence_length take it, "
     "memory.activation_checkpointing: full saves it, and parallel.strategy: fsdp divides it over "
-    "GPUs; in evaluation evaluation.micro_batch_size takes it"
+    "GPUs; in evaluation evaluation.micro_batch_size takes it, in generation --batch-size"
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -82,9 +82,9 @@ def set_up_logging(level: int = logging.INFO) -> None:
     log.setLevel(level)
 
 
-def say(text: str = "") -> None:
+def say(text: str = "", end: str = "\n") -> None:
     """Write a result for a person, or the next program, to standard output."""
-    sys.stdout.write(redact(text) + "\n")
+    sys.stdout.write(redact(text) + end)
     sys.stdout.flush()
 
 

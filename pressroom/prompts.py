@@ -13,6 +13,7 @@ A format of your own is one more entry of `FORMATS`:
     ),
 """
 
+import difflib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,3 +85,12 @@ FORMATS = {
 Sources: Alpaca, github.com/tatsu-lab/stanford_alpaca, README, "Data Release"; Vicuna v1.1,
 github.com/lm-sys/FastChat, docs/vicuna_weights_version.md.
 """
+
+
+def unknown_format(name: str) -> str | None:
+    """What is wrong with a format's name; None where nothing is."""
+    if name in FORMATS:
+        return None
+    close = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{name!r} is not one of {', '.join(FORMATS)}{hint}"

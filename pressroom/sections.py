@@ -5,7 +5,6 @@ generation; `pressroom/train_sections.py` has how it is trained. Rules that comp
 stand in `pressroom/recipe.py`. Knows no torch.
 """
 
-import difflib
 from collections.abc import Iterator
 from datetime import date
 from typing import Annotated, Literal
@@ -17,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from pressroom import hub
 from pressroom.columns import Columns
 from pressroom.languages import NAMES, nearest
-from pressroom.prompts import FORMATS
+from pressroom.prompts import FORMATS, unknown_format
 
 Problems = Iterator[tuple[str, str]]
 
@@ -127,10 +126,8 @@ class Prompt(Section):
 
     def problems(self) -> Problems:
         """The format is known."""
-        if self.format not in FORMATS:
-            close = difflib.get_close_matches(self.format, FORMATS, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            yield "format", f"{self.format!r} is not one of {', '.join(FORMATS)}{hint}"
+        if wrong := unknown_format(self.format):
+            yield "format", wrong
 
     @property
     def trains_on(self) -> Literal["all", "answer"]:

@@ -353,6 +353,37 @@ CATALOGUE: dict[str, list[Mistake]] = {
         Mistake("Tracing what is no article", "pressroom trace 8f2b41 articles/a.jsonl:3"),
         Mistake("Cut held-out texts", "pressroom generate news", _cut("data/*/held_out.jsonl")),
     ],
+    "Texts": [
+        Mistake(
+            "Many mistakes of a call",
+            "pressroom generate nwes city --file p.txt --format nws --out none/out.jsonl",
+        ),
+        Mistake(
+            "Lines that are no prompts",
+            "pressroom generate news --file p.jsonl",
+            _write("p.jsonl", '{"prompt": "city!"}\n{"promt": "city!"}\n{"title": 3}\nstorm\n'),
+        ),
+        Mistake(
+            "A line that is not UTF-8",
+            "pressroom generate news --file p.txt",
+            _write("p.txt", b"city!\nS\xe3o Paulo\n"),
+        ),
+        Mistake(
+            "A prompt longer than the model's positions",
+            "pressroom generate llama --file p.txt",
+            _write("p.txt", "city!\n" + "storm " * 3000),
+        ),
+        Mistake(
+            "A file that is something else",
+            "pressroom generate llama city --out notes.jsonl",
+            _write("notes.jsonl", '{"mine": 1}\n'),
+        ),
+        Mistake(
+            "A model with code of its own",
+            "pressroom generate llama city",
+            _config(auto_map={"AutoModelForCausalLM": "mine.Model"}),
+        ),
+    ],
     "The command": [
         Mistake("Almost a command", "pressroom merg news"),
         Mistake("Nothing to work on", "pressroom run"),

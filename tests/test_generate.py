@@ -20,7 +20,8 @@ from pressroom.nn.nf4 import load_base
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.runs import find_run
-from pressroom.samples import held_out_articles
+from pressroom.samples import Sampling, held_out_articles
+from pressroom.tokenizer import ArticleTokenizer
 
 CPU = torch.device("cpu")
 BF16 = {
@@ -119,7 +120,7 @@ def test_token_nll_is_that_of_full_logits(tiny_model: Path, monkeypatch) -> None
 def test_greedy_text_is_the_same_alone_and_in_a_batch(tiny_model: Path) -> None:
     model = load_base(tiny_model, None, "fp32", CPU)
     prompts = [[1, 40, 41], [1, 50], [1, 60, 61, 62, 63, 64]]
-    options = {"eos_id": 2, "max_new_tokens": 12, "temperature": 0.0}
+    options = {"eos_id": 2, "how": Sampling(max_new_tokens=12)}
     together = sampling.generate(model, prompts, **options)
     assert together == [sampling.generate(model, [p], **options)[0] for p in prompts]
     assert all(1 <= len(ids) <= 12 for ids in together)
@@ -127,15 +128,15 @@ def test_greedy_text_is_the_same_alone_and_in_a_batch(tiny_model: Path) -> None:
 
 def test_progress_counts_tokens(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = load_base(tiny_model, None, "fp32", CPU)
-    options = {"eos_id": 2, "max_new_tokens": 7, "temperature": 0.0}
+    tokenizer, how = ArticleTokenizer(tiny_model), Sampling(max_new_tokens=7)
     with caplog.at_level("INFO", "pressroom"), Progress("write", 7, "token") as progress:
-        sampling.generate(model, [[1, 40, 41], [1, 50]], **options, progress=progress)
+        sampling.write(model, tokenizer, ["city", "a"], how, progress=progress)
     assert "write 7/7 token" in caplog.text
 
 
 def test_text_stops_at_eos_and_begins(tiny_model: Path) -> None:
     model = load_base(tiny_model, None, "fp32", CPU)
-    options = {"eos_id": 2, "max_new_tokens": 12, "temperature": 0.0}
+    options = {"eos_id": 2, "how": Sampling(max_new_tokens=12)}
     usual = sampling.generate(model, [[1, 40, 41]], **options)[0]
     assert len(usual) == 12
     # Make the token that would come third the end, then the first one.
@@ -149,11 +150,10 @@ def test_text_stops_at_eos_and_begins(tiny_model: Path) -> None:
 def test_generation_ignores_what_the_model_folder_says(tiny_model: Path) -> None:
     model = load_base(tiny_model, None, "fp32", CPU)
     for temperature in (0.0, 1.0):
-        options = {"eos_id": 2, "max_new_tokens": 12, "temperature": temperature}
-        torch.manual_seed(0)
+        how = Sampling(max_new_tokens=12, temperature=temperature)
+        options = {"eos_id": 2, "how": how}
         model.generation_config.update(top_p=1.0, repetition_penalty=1.0, do_sample=True)
         usual = sampling.generate(model, [[1, 40]], **options)
-        torch.manual_seed(0)
         model.generation_config.update(top_p=0.01, repetition_penalty=9.0, do_sample=True)
         assert sampling.generate(model, [[1, 40]], **options) == usual
     assert sampling.generate(model, [], **options) == []
@@ -161,7 +161,7 @@ def test_generation_ignores_what_the_model_folder_says(tiny_model: Path) -> None
 
 def test_samples_stand_beside_the_base(run: RunDir) -> None:
     recipe = run.load_recipe()
-    samples = sample.beside_base(run, recipe, 8, 0.0)
+    samples = sample.beside_base(run, recipe, Sampling(max_new_tokens=8))
     assert samples[0]["prompt"] == "city!"
     assert len(samples) == 3
     for of_title in samples[1:]:
@@ -173,11 +173,12 @@ def test_samples_stand_beside_the_base(run: RunDir) -> None:
 
 def test_sampling_follows_its_seed(tiny_model: Path) -> None:
     model = load_base(tiny_model, None, "fp32", CPU)
-    options = {"eos_id": 2, "max_new_tokens": 12, "temperature": 1.0}
-    torch.manual_seed(3)
-    first = sampling.generate(model, [[1, 40]], **options)
-    torch.manual_seed(3)
-    assert sampling.generate(model, [[1, 40]], **options) == first
+
+    def drawn(seed: int) -> list[list[int]]:
+        how = Sampling(max_new_tokens=12, temperature=1.0, seed=seed)
+        return sampling.generate(model, [[1, 40]], how, eos_id=2)
+
+    assert drawn(3) == drawn(3) != drawn(4)
 
 
 def test_a_run_without_an_adapter_is_told(make_recipe, home: Path) -> None:

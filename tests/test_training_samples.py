@@ -18,6 +18,7 @@ from pressroom.planner.choice import Gpus, choose
 from pressroom.planner.gpu_kinds import kind_of
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
+from pressroom.samples import Sampling
 from train import trackers
 
 
@@ -43,7 +44,8 @@ def test_they_are_what_the_model_of_that_step_writes(make_recipe) -> None:
     run = train()
     first, last = ([r for r in samples(run) if r["step"] == step] for step in (3, 6))
     recipe = run.load_recipe()
-    afterwards = sample.beside_base(run, recipe, recipe.generation.max_new_tokens, 0.0)
+    how = Sampling(max_new_tokens=recipe.generation.max_new_tokens)
+    afterwards = sample.beside_base(run, recipe, how)
     for row, later in zip(last, afterwards, strict=True):
         assert row.pop("step") == 6
         later.pop("base")

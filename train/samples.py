@@ -1,22 +1,21 @@
 """Samples in mid-training: what the model writes by now, into samples.jsonl and to the trackers.
 
 Rank 0 writes while the others wait at their next gradient, so it must have the whole model: the
-recipe refuses other strategies. What is trained later does not change by it: random numbers are
-put back, and the model is left as it was. Knows nothing of how texts are made.
+recipe refuses other strategies. What is trained later does not change by it: texts draw from random
+numbers of their own, and the model is left as it was. Knows nothing of how texts are made.
 """
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from pressroom.files import lines_until, publish_text
 from pressroom.nn import sampling
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
-from pressroom.samples import Request, recipe_requests
+from pressroom.samples import Request, Sampling, recipe_requests
 from pressroom.tokenizer import ArticleTokenizer
 from train.meter import Meter
 from train.trackers import show_texts
@@ -76,17 +75,15 @@ class Samples(TrainerCallback):
         self._meter.start_clock()
 
     def _write(self, model: PreTrainedModel) -> list[dict[str, Any]]:
-        devices = [model.device] if model.device.type == "cuda" else []
+        generation = self._recipe.generation
+        how = Sampling(
+            max_new_tokens=generation.max_new_tokens,
+            temperature=generation.temperature,
+            seed=self._recipe.seed,
+        )
+        prompts = [request.prompt for request in self._requests]
         model.eval()
         try:
-            with torch.random.fork_rng(devices=devices):
-                torch.manual_seed(self._recipe.seed)
-                return sampling.write(
-                    model,
-                    self._tokenizer,
-                    [request.prompt for request in self._requests],
-                    max_new_tokens=self._recipe.generation.max_new_tokens,
-                    temperature=self._recipe.generation.temperature,
-                )
+            return sampling.write(model, self._tokenizer, prompts, how)
         finally:
             model.train()

@@ -1,0 +1,84 @@
+"""Where texts go: into a file, onto a terminal as they grow, or to who reads standard output."""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from generate.asked import Asked
+from generate.origin import Origin
+from generate.texts import Written, batches, places, require_room, write_all
+from generate.texts_file import TextsFile
+from generate.voice import Voice
+from pressroom.console import Progress, harmless, say
+from pressroom.locks import lock
+from pressroom.nn import sampling
+from pressroom.samples import Sampling
+
+
+def write(
+    origin: Origin,
+    asked: list[Asked],
+    how: Sampling,
+    out: Path | None,
+    batch_size: int,
+    processes: int | None,
+) -> None:
+    """Write what is asked for.
+
+    Args:
+        origin: What writes.
+        asked: What is asked for.
+        how: The tokens are chosen.
+        out: A JSONL file that may have some of it already; None: standard output.
+        batch_size: Texts at a time.
+        processes: Models at a time; None: one on each GPU.
+
+    Raises:
+        UserError: A prompt is too long, a folder is damaged, or the file is another.
+    """
+    voice = Voice(origin)
+    lengths = require_room(voice, asked, how)
+
+    def written(left: list[Asked]) -> Iterator[Written]:
+        """Each batch when it is done, with progress shown."""
+        if not left:
+            return
+        there, total = len(asked) - len(left), len(asked)
+        start, tokens = time.monotonic(), 0
+        todo = batches(left, lengths, batch_size)
+        with Progress(f"write {total} texts", total, "text", done=there) as progress:
+            for batch in write_all(voice, todo, how, places(voice, processes)):
+                yield batch
+                tokens += sum(text["new_tokens"] for _, text in batch)
+                speed = tokens / (time.monotonic() - start)
+                progress.advance(len(batch), speed=f"{speed:.1f} tokens/s")
+
+    if out:
+        with lock(out.with_name(f".{out.name}.lock"), str(out)):
+            file = TextsFile(out, {"model": voice.fingerprint, **asdict(how)})
+            left = file.missing(asked)
+            for batch in written(left):
+                file.add(batch)
+            file.finish(asked)
+        say(f"{out}  {len(asked):,} texts, {len(asked) - len(left):,} of them were there")
+    elif len(asked) == 1 and sys.stdout.isatty():
+        _stream(voice, asked[0], how)
+    else:
+        texts = {one.key: text["text"] for batch in written(asked) for one, text in batch}
+        for one in asked:
+            say(texts[one.key])
+
+
+def _stream(voice: Voice, one: Asked, how: Sampling) -> None:
+    """Show a text as it grows; what would drive the terminal is shown by its codes."""
+    sampling.write(
+        voice.load(places(voice, 1)[0]),
+        voice.tokenizer,
+        [one.prompt],
+        how,
+        keys=[one.key],
+        tell=lambda piece: say(harmless(piece), end=""),
+    )
+    say()
