@@ -13,10 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.checks import OF_PIECES, Promise, ends
-from data_prep.columns import Ints, Mask, Pieces, batches, flat, sound
-from data_prep.shards import SCHEMA
 from pressroom.console import Progress, UserError
 from pressroom.dataset import IGNORE, SPLITS, Manifest, Shard
+from pressroom.rows import SCHEMA, Ints, Mask, Pieces, batches, flat, sound
 from pressroom.tokenizer import ArticleTokenizer
 
 _AGREE = "ids, labels and lengths of a row agree"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.columns import Mask, Pieces
 from pressroom.dataset import Manifest
+from pressroom.rows import Mask, Pieces
 from pressroom.tokenizer import ArticleTokenizer
 
 

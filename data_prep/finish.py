@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_prep import index
 from data_prep.articles import Reject
 from data_prep.job import LIBRARIES, Job
 from data_prep.shards import describe, describe_split
-from pressroom import dataset
+from pressroom import dataset, index
 from pressroom.console import UserError
 from pressroom.dataset import SPLITS, Manifest, Shard
 from pressroom.files import replace_folder, sha256_file, sha256_json

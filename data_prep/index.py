@@ -1,46 +1,20 @@
-"""Which article is where in a dataset: index.arrow, read, and held against the shards.
+"""The index of a dataset held against the manifest and the shards. Knows nothing of tokens."""
 
-A line an article: its id, its place (`file:line`), its shard and its rows there. Memory-mapped and
-looked at by columns, for there are millions. Knows nothing of tokens.
-"""
-
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.audit import Verdict
-from data_prep.columns import Ints, batches, flat
-from data_prep.shards import SCHEMA as ROWS
 from pressroom.console import UserError
-from pressroom.dataset import INDEX, SPLITS, Manifest
+from pressroom.dataset import SPLITS, Manifest
+from pressroom.index import read_index
+from pressroom.rows import SCHEMA, Ints, batches, flat
 
-SCHEMA = pa.schema(
-    [*((name, pa.string()) for name in ("id", "place", "shard")), ("rows", pa.list_(pa.int32()))]
-)
 _ONCE = "the index names every article once, as many as the manifest says"
-_FITS = "the rows that it names are there, and hold as many articles as it says"
+_FITS = "the rows that it names are there, and every piece on them is one article's"
 _UNREAD = -1
-
-
-def read_index(folder: Path) -> pa.Table:
-    """The index of a dataset, memory-mapped.
-
-    Raises:
-        UserError: It is missing or damaged.
-    """
-    return pa.Table.from_batches(list(batches(folder / INDEX, SCHEMA)), SCHEMA)
-
-
-def find(index: pa.Table, ids: Sequence[str]) -> list[dict[str, Any]]:
-    """The lines of some articles."""
-    lines: list[dict[str, Any]] = index.filter(
-        pc.is_in(index["id"], value_set=pa.array(ids, pa.string()))
-    ).to_pylist()
-    return lines
 
 
 def check_index(folder: Path, manifest: Manifest) -> list[Verdict]:
@@ -70,35 +44,43 @@ def _count(index: pa.Table, manifest: Manifest, verdict: Verdict) -> None:
 
 
 def _compare(index: pa.Table, folder: Path, manifest: Manifest, verdict: Verdict) -> None:
-    """The pieces that the index puts on each row of all shards, beside those that are there.
+    """The pieces that the index names, beside those that are there.
 
-    Names end in their shape: A articles, P their pieces, R rows of all shards, S shards.
+    Names end in their shape: A articles, P their pieces, R rows of all shards, S shards, Q pieces
+    of all rows that could be read.
     """
     files = [shard.file for shard in manifest.shards]
     rows_S = np.array([shard.rows for shard in manifest.shards], dtype=np.int64)
-    first_S = np.cumsum(rows_S) - rows_S
-    named_R = np.zeros(rows_S.sum(), dtype=np.int64)
+    start_S = np.cumsum(rows_S) - rows_S
+    found_R = np.concatenate([_pieces(folder / s.file, s.rows) for s in manifest.shards])
+    read_R = np.maximum(found_R, 0)  # where they are unread, none
+    start_R = np.cumsum(read_R) - read_R
+    named_Q = np.zeros(read_R.sum(), dtype=np.int64)
     for part in index.to_batches():
         codes = pc.index_in(part["shard"], value_set=pa.array(files, pa.string()))
-        shard_A = pc.fill_null(codes, -1).to_numpy()
-        rows_P, pieces_A = flat(part, "rows")
-        shard_P = np.repeat(shard_A, pieces_A)
-        there_P = (shard_P >= 0) & (rows_P >= 0) & (rows_P < rows_S[shard_P])
-        named_R += np.bincount(first_S[shard_P[there_P]] + rows_P[there_P], minlength=len(named_R))
-        # An article on no row is as wrong as one on a row that is not there.
-        wrong_A = pieces_A == 0
-        wrong_A[np.repeat(np.arange(len(part)), pieces_A)[~there_P]] = True
+        shard_A = pc.fill_null(codes, _UNREAD).to_numpy()
+        (rows_P, counts_A), (piece_P, pieces_A) = flat(part, "rows"), flat(part, "pieces")
+        wrong_A = (counts_A == 0) | (counts_A != pieces_A)  # on no row: as wrong as on none there
+        if (counts_A == pieces_A).all():
+            shard_P = np.repeat(shard_A, counts_A)
+            there_P = (shard_P >= 0) & (rows_P >= 0) & (rows_P < rows_S[shard_P])
+            row_P = np.where(there_P, start_S[shard_P] + rows_P, 0)
+            unread_P = found_R[row_P] == _UNREAD
+            there_P &= unread_P | ((piece_P >= 0) & (piece_P < found_R[row_P]))
+            at = (start_R[row_P] + piece_P)[there_P & ~unread_P]
+            named_Q += np.bincount(at, minlength=len(named_Q))
+            wrong_A[np.repeat(np.arange(len(part)), counts_A)[~there_P]] = True
         if wrong_A.any():
             line = part.slice(int(wrong_A.argmax()), 1).to_pylist()[0]
-            verdict.note(int(wrong_A.sum()), "{id} on rows {rows} of {shard}".format(**line))
-    found_R = np.concatenate([_pieces(folder / s.file, s.rows) for s in manifest.shards])
-    different = np.flatnonzero((found_R != _UNREAD) & (found_R != named_R))
+            says = "{id} on rows {rows} of {shard}, as pieces {pieces}".format(**line)
+            verdict.note(int(wrong_A.sum()), says)
+    different = np.flatnonzero(named_Q != 1)
     if len(different):
-        row = int(different[0])
-        shard = int(np.searchsorted(first_S, row, side="right")) - 1
-        where = f"{files[shard]}, its row {row - first_S[shard]}"
-        says = f"{where}, has {found_R[row]} articles, the index {named_R[row]}"
-        verdict.note(len(different), says)
+        piece = int(different[0])
+        row = int(np.searchsorted(start_R, piece, side="right")) - 1
+        shard = int(np.searchsorted(start_S, row, side="right")) - 1
+        where = f"{files[shard]}, its row {row - start_S[shard]}, piece {piece - start_R[row]}"
+        verdict.note(len(different), f"{where}: {named_Q[piece]} articles in the index")
 
 
 def _pieces(path: Path, rows: int) -> Ints:
@@ -106,7 +88,7 @@ def _pieces(path: Path, rows: int) -> Ints:
     found: Ints = np.full(rows, _UNREAD, dtype=np.int64)
     start = 0
     try:
-        for batch in batches(path, ROWS):
+        for batch in batches(path, SCHEMA):
             pieces_R = flat(batch, "seq_lengths")[1][: rows - start]
             found[start : start + len(pieces_R)] = pieces_R
             start += len(pieces_R)

@@ -12,7 +12,6 @@ import click
 import numpy as np
 
 from data_prep.audit import Verdict, audit
-from data_prep.columns import open_shard, sound
 from data_prep.decoded import legend, show_row
 from data_prep.figures import WHOLE, figures, report
 from data_prep.target import find_dataset
@@ -20,6 +19,7 @@ from pressroom import dataset
 from pressroom.console import UserError, entry, require_picture, say
 from pressroom.dataset import Manifest
 from pressroom.files import publish_bytes
+from pressroom.rows import open_shard, sound
 from pressroom.seal import require_whole
 from pressroom.tokenizer import ArticleTokenizer
 

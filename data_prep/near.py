@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from rensa import RMinHash
 
-from data_prep.words import words
+from pressroom.words import words
 
 Ints = npt.NDArray[np.int64]
 Signatures = npt.NDArray[np.uint32]

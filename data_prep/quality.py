@@ -9,9 +9,9 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from data_prep.articles import Article
-from data_prep.words import words
 from pressroom import languages
 from pressroom.sections import Quality
+from pressroom.words import words
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier

@@ -1,8 +1,7 @@
 """Articles -> an Arrow shard of packed rows that `datasets.load_from_disk` and pyarrow open.
 
-A row has `input_ids`, `labels` (-100 where no loss), `seq_lengths` (tokens of each article's
-piece) and `prompt_lengths` (how many of those come before the description); all int32. The same
-articles give the same bytes. Knows nothing of other shards, and of a dataset only the two small
+Their columns are those of `pressroom/rows.py`. The same articles give the same
+bytes. Knows nothing of other shards, and of a dataset only the two small
 files by which `datasets` knows it.
 
 P pieces, R rows; pieces stand in the rows' order where they are written.
@@ -24,11 +23,10 @@ from pressroom.dataset import IGNORE, SPLITS
 from pressroom.files import sha256_file
 from pressroom.ragged import ranges
 from pressroom.recipe import Recipe
+from pressroom.rows import SCHEMA
 from pressroom.tokenizer import ArticleTokenizer
 
 _BATCH_TOKENS = 2**20
-COLUMNS = ("input_ids", "labels", "seq_lengths", "prompt_lengths")
-SCHEMA = pa.schema([(name, pa.list_(pa.int32())) for name in COLUMNS])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +39,8 @@ class Written:
     sha256: str
     rejects: list[Reject]
     index: pa.Table
-    """Of each good article, in order: `id`, `place`, and the `rows` in which its pieces stand."""
+    """Of each good article, in order: `id`, `place`, the `rows` in which its pieces stand, and
+    `pieces`: which of a row's they are."""
 
 
 def write_shard(
@@ -105,13 +104,17 @@ def _lists(values: Ids | Integers, lengths: Integers) -> pa.ListArray:
 
 
 def _index(articles: pa.Table, pieces: Pieces, rows: Sequence[Sequence[int]]) -> pa.Table:
-    """Which article stands in which rows."""
-    row_P = np.empty(len(pieces.lengths), np.int64)
+    """Which article stands in which rows, and where in each."""
+    row_P, place_P = np.empty((2, len(pieces.lengths)), np.int64)
     in_rows = np.fromiter(chain.from_iterable(rows), np.int64, len(row_P))
-    row_P[in_rows] = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    counts_R = np.fromiter(map(len, rows), np.int64, len(rows))
+    row_P[in_rows] = np.repeat(np.arange(len(rows)), counts_R)
+    place_P[in_rows] = ranges(np.zeros_like(counts_R), counts_R)
     good, counts = np.unique(pieces.articles, return_counts=True)
     index = articles.select(["id", "place"]).take(good)
-    return index.append_column("rows", _lists(row_P, counts)).combine_chunks()
+    for name, values in (("rows", row_P), ("pieces", place_P)):
+        index = index.append_column(name, _lists(values, counts))
+    return index.combine_chunks()
 
 
 def describe_split(folder: Path, names: Sequence[str], fingerprint: str) -> None:

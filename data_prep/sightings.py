@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.index import find, read_index
 from pressroom import seal
 from pressroom.console import UserError
 from pressroom.dataset import INDEX, MANIFEST, REJECTS, Manifest
 from pressroom.files import home
+from pressroom.index import find, read_index
 from pressroom.runs import runs_of
 from pressroom.standing import standing
 

@@ -23,7 +23,7 @@ IGNORE = -100
 """The label of a token that carries no loss."""
 MANIFEST = "manifest.json"
 INDEX = "index.arrow"
-"""Which article is where: its `id`, `place` (`file:line`), `shard` (a file) and `rows` in that."""
+"""Which article is where: `id`, `place` (`file:line`), `shard` (a file), `rows` of it, `pieces`."""
 HELD_OUT = "held_out.jsonl"
 """The held-out articles as text: `id`, `title`, `description`."""
 REJECTS = "rejects.jsonl"

@@ -5,8 +5,8 @@ from typing import Any
 from pressroom import prompts, takedown
 from pressroom.recipe import Recipe
 
-FORMAT_VERSION = 2
-"""Raised whenever the same input would give other rows."""
+FORMAT_VERSION = 3
+"""Raised whenever the same input would give other rows, or another index."""
 TAKEDOWN = "data.takedown"
 """The key under which a dataset says what was on the takedown list."""
 

@@ -9,10 +9,10 @@ import pyarrow as pa
 from conftest import invented_articles
 
 from data_prep.prepare import prepare
-from data_prep.shards import SCHEMA
 from pressroom.dataset import IGNORE, TOKENIZER, Manifest
 from pressroom.files import sha256_file
 from pressroom.identity import article_id
+from pressroom.rows import SCHEMA
 from pressroom.tokenizer import ArticleTokenizer
 
 Row = dict[str, list[int]]
@@ -103,11 +103,11 @@ def index_lines(folder: Path, articles: list[dict[str, Any]]) -> list[dict[str, 
             rows = pa.ipc.open_stream(source).read_all().to_pylist()
         for row, columns in enumerate(rows):
             start = 0
-            for length in columns["seq_lengths"]:
+            for piece, length in enumerate(columns["seq_lengths"]):
                 text = tokenizer.decode(columns["input_ids"][start : start + length])
                 number, article = known[text]
                 identity = article_id(article["url"], article["title"], article["description"])
                 place = {"id": identity, "place": f"articles.jsonl:{number}"}
-                lines.append({**place, "shard": shard.file, "rows": [row]})
+                lines.append({**place, "shard": shard.file, "rows": [row], "pieces": [piece]})
                 start += length
     return lines

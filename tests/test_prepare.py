@@ -198,4 +198,4 @@ def test_other_rows_need_another_format_version(make_recipe) -> None:
     hostile = {"title": "<b>A</b> &amp; â€œBâ€\x9d", "description": "long river " * 100}
     folder = prepare(make_recipe(articles=[*invented_articles(20), hostile]))
     found = sha256_json([rows(folder, split) for split in dataset.SPLITS])[:16]
-    assert (FORMAT_VERSION, found) == (2, "a915624fbd5e21d7")
+    assert (FORMAT_VERSION, found) == (3, "a915624fbd5e21d7")

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from data_prep import quality
 from data_prep.articles import Article
-from data_prep.words import words
 from pressroom import languages
 from pressroom.console import UserError
 from pressroom.recipe import Recipe
 from pressroom.sections import Quality
+from pressroom.words import words
 
 GOOD = Article(
     id="0" * 16,

@@ -24,13 +24,14 @@ from tokenizers import (
 )
 
 from data_prep import tokens as tokens_module
-from data_prep.shards import COLUMNS, Written, describe, describe_split, write_shard
+from data_prep.shards import Written, describe, describe_split, write_shard
 from data_prep.tokens import cuts
 from pressroom.dataset import IGNORE, SPLITS
 from pressroom.files import sha256_file
 from pressroom.prompts import FORMATS
 from pressroom.ragged import ranges
 from pressroom.recipe import Recipe
+from pressroom.rows import COLUMNS
 from pressroom.token_bytes import bytes_of_tokens
 from pressroom.token_words import Words
 from pressroom.tokenizer import ArticleTokenizer
@@ -328,19 +329,20 @@ def test_the_index_leads_to_every_piece(write, tmp_path: Path, tokenizer_folder:
     articles = [SOME[0], LONG, *SOME[1:]]
     index = write(articles, "sequence_length=64").index
     rows, tokenizer = rows_of(tmp_path / "shard.arrow"), ArticleTokenizer(tokenizer_folder)
-    assert index.schema.names == ["id", "place", "rows"]
-    assert index["rows"].type == pa.list_(pa.int32())
+    assert index.schema.names == ["id", "place", "rows", "pieces"]
+    assert index["rows"].type == index["pieces"].type == pa.list_(pa.int32())
     assert index["place"].to_pylist() == [f"a.jsonl:{n + 1}" for n in range(len(articles))]
     news = FORMATS["news"]
-    for (title, text), found in zip(articles, index["rows"].to_pylist(), strict=True):
+    for (title, text), line in zip(articles, index.to_pylist(), strict=True):
         ids = tokenizer.encode_articles(
             [news.render_prompt(title)], [news.render_answer(text)]
         ).ids.tolist()
         pieces = [ids[start : start + 64] for start in range(0, max(len(ids) - 1, 1), 63)]
-        assert len(found) == len(pieces)
-        for piece, row in zip(pieces, found, strict=True):
-            ends = [0, *np.cumsum(rows[row]["seq_lengths"]).tolist()]
-            assert piece in [rows[row]["input_ids"][a:b] for a, b in pairwise(ends)]
+        found = []
+        for row, piece in zip(line["rows"], line["pieces"], strict=True):
+            a, b = [0, *np.cumsum(rows[row]["seq_lengths"]).tolist()][piece : piece + 2]
+            found.append(rows[row]["input_ids"][a:b])
+        assert found == pieces
 
 
 def test_what_fits_no_row_is_rejected_with_place_and_id(write) -> None:

@@ -10,7 +10,6 @@ import pytest
 from by_hand import index_lines, reseal, write_stream
 from conftest import invented_articles, write_jsonl
 
-from data_prep.index import SCHEMA
 from data_prep.prepare import prepare
 from data_prep.sightings import sightings
 from data_prep.trace import main
@@ -18,6 +17,7 @@ from pressroom.console import UserError
 from pressroom.dataset import INDEX
 from pressroom.files import publish_json
 from pressroom.identity import article_id
+from pressroom.index import SCHEMA
 
 ARTICLES = invented_articles(60)
 FIRST = ARTICLES[0]["url"]

@@ -16,14 +16,14 @@ from by_hand import index_lines, read_rows, reseal, reshard, rewrite, write_stre
 from conftest import invented_articles
 from training import train
 
-from data_prep.index import SCHEMA as INDEX_SCHEMA
-from data_prep.index import read_index
 from data_prep.prepare import prepare
 from data_prep.verify import main, verify
 from generate import held_out
 from pressroom import dataset, seal
 from pressroom.console import UserError
 from pressroom.dataset import INDEX, Manifest
+from pressroom.index import SCHEMA as INDEX_SCHEMA
+from pressroom.index import read_index
 
 ARTICLES = [*invented_articles(60), {"title": "No description"}]
 FILES = (
@@ -78,7 +78,7 @@ DATASET
   ✓ trained on is what the recipe says: prompt.train_on
   ✓ rows, tokens, trained tokens and articles are as many as the manifest says
   ✓ the index names every article once, as many as the manifest says
-  ✓ the rows that it names are there, and hold as many articles as it says
+  ✓ the rows that it names are there, and every piece on them is one article's
   ✓ articles read = trained on + held out + rejected; held_out.jsonl and rejects.jsonl list theirs
 """
 
@@ -328,7 +328,7 @@ def test_a_shard_with_nulls(made: Path) -> None:
 
 
 ONCE = "the index names every article once, as many as the manifest says"
-FITS = "the rows that it names are there, and hold as many articles as it says"
+FITS = "the rows that it names are there, and every piece on them is one article's"
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ FITS = "the rows that it names are there, and hold as many articles as it says"
         (
             lambda lines: lines.pop(4),
             FITS,
-            r"train.*arrow, its row \d+, has \d articles, the index",
+            r"train.*arrow, its row \d+, piece \d+: 0 articles in the index",
         ),
         (lambda lines: lines.pop(4), ONCE, r"\d+ articles of train, the manifest \d+"),
         (
@@ -347,9 +347,12 @@ FITS = "the rows that it names are there, and hold as many articles as it says"
         ),
         (lambda lines: lines[4].update(rows=[-1]), FITS, r"on rows \[-1\] of train"),
         (lambda lines: lines[4].update(rows=[]), FITS, r"on rows \[\] of train"),
+        (lambda lines: lines[4].update(rows=[], pieces=[]), FITS, r"on rows \[\] of train"),
+        (lambda lines: lines[4].update(pieces=[7]), FITS, r"of train.*, as pieces \[7\]"),
+        (lambda lines: lines[4].update(pieces=[-1]), FITS, r"as pieces \[-1\]"),
         (lambda lines: lines[0].update(shard="train/x.arrow"), FITS, r"of train/x.arrow"),
         (lambda lines: lines[4].update(id=lines[5]["id"]), ONCE, r"[0-9a-f]{16} stands 2 times"),
-        (lambda lines: lines[0].update(rows=[lines[-9]["rows"][0]]), FITS, "its row 0, has"),
+        (lambda lines: lines.append({**lines[0], "id": "0" * 16}), FITS, "piece 0: 2 articles"),
         (lambda lines: lines.clear(), ONCE, "0 articles of train"),
     ],
 )

@@ -1,5 +1,8 @@
 """Packed rows as flat numpy arrays, so that a whole dataset is looked at by columns.
 
+A row has `input_ids`, `labels` (-100 where no loss), `seq_lengths` (tokens of each article's
+piece) and `prompt_lengths` (how many of those come before the description); all int32.
+
 Shards are memory-mapped and read a batch of rows at a time. Names end in their shape: N tokens,
 P pieces (an article, or one part of an article that was split), R rows of the batch. Knows
 nothing of what is right or wrong in a row.
@@ -15,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_prep.shards import SCHEMA
 from pressroom.console import UserError
 from pressroom.dataset import IGNORE
+
+COLUMNS = ("input_ids", "labels", "seq_lengths", "prompt_lengths")
+SCHEMA = pa.schema([(name, pa.list_(pa.int32())) for name in COLUMNS])
 
 Ints = npt.NDArray[Any]  # int32 of a column, or int64 of a sum
 Mask = npt.NDArray[np.bool_]
