@@ -16,6 +16,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pressroom.console import UserError, entry, log
 from pressroom.files import home, publish_folder, publish_text
@@ -60,6 +61,7 @@ def articles_jsonl(archive: Path) -> str:
                 "description": row["subtitle"],
                 "url": row["article_source_link"],
                 "published_at": _iso(row["publish_date"]),
+                "source": urlsplit(row["article_source_link"]).netloc.removeprefix("www."),
             }
             for row in rows
         ]

@@ -3,6 +3,7 @@
 They say what is wrong with RUN before what takes seconds to import is imported.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,7 +12,7 @@ import click
 
 from generate.command import generate
 from generate.merge_names import adapter_and_run, merged_folder
-from pressroom.console import UserError, entry, say
+from pressroom.console import UserError, entry, harmless, say
 from pressroom.files import publish_json
 from pressroom.runs import find_run
 from pressroom.train_sections import Dtype
@@ -24,14 +25,28 @@ def main() -> None:
 
 @main.command()
 @click.argument("run_name", metavar="RUN")
-def evaluate(run_name: str) -> None:
-    """Held-out perplexity of a run, base beside tuned."""
-    run = find_run(run_name, trained=True)
-    from generate import evaluate as room
+@click.option("--texts", type=click.Path(path_type=Path), help="Judge these alone: a .jsonl.")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def evaluate(run_name: str, texts: Path | None, as_json: bool) -> None:
+    """What a run has learnt, on held-out articles: losses, base beside tuned, and its texts.
 
-    result = room.evaluate(run, run.load_recipe())
-    publish_json(run.evaluation, result)
-    say(room.table(result))
+    Descriptions of held-out titles (`evaluation.titles`) are written and compared with real ones
+    and, for near-copies, with every article that was trained on. `--texts` judges others, as
+    `pressroom generate --out` writes them.
+    """
+    run = find_run(run_name, trained=True)
+    from generate.evaluation_table import table
+
+    if texts:
+        from generate import descriptions
+
+        result = {"written": descriptions.judged(run, run.load_recipe(), texts)}
+    else:
+        from generate import evaluate as room
+
+        result = room.evaluate(run, run.load_recipe())
+        publish_json(run.evaluation, result)
+    say(json.dumps(result, indent=2) if as_json else harmless(table(result)))
 
 
 @main.command()

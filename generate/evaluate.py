@@ -1,9 +1,10 @@
-"""Held-out perplexity, base beside tuned: `pressroom evaluate RUN`.
+"""What fine-tuning has changed, on articles that were held out: `pressroom evaluate RUN`.
 
-Perplexity is exp of the mean NLL over the trained tokens, and beside it over the tokens of the
-descriptions alone, for the template around them is cheap to learn. The base is the same
+Losses first, base beside tuned: the mean NLL over the trained tokens, and beside it over the tokens
+of the descriptions alone, for the template around them is cheap to learn. The base is the same
 quantized model without the adapter; the unquantized base is a third row. Switching the adapter
-off must give the base's numbers, on the CPU bit by bit, and that is checked here.
+off must give the base's numbers, on the CPU bit by bit, and that is checked here. Then what the
+tuned model writes for held-out titles, beside what stands there.
 """
 
 import math
@@ -12,26 +13,43 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from generate import held_out
+from generate import descriptions, held_out, scores
 from generate.held_out import HeldOut
+from generate.scores import Total
 from generate.tuned import base_folder, device, load_tuned
 from pressroom.console import Progress, UserError, log
-from pressroom.dataset import IGNORE, Manifest
+from pressroom.dataset import Manifest
 from pressroom.geometry import Geometry
 from pressroom.nn.loss import token_nll
 from pressroom.nn.nf4 import load_base
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
+from pressroom.samples import held_out_articles
 from pressroom.tokenizer import ArticleTokenizer
 
 FEW_ARTICLES = 50
 GPU_TOLERANCE = 0.05
 """NLL of a token, adapter off against base. On the CPU it is bitwise; a GPU's kernels may add up in
 another order from one load to the next."""
+_GROUPS = ("category", "source")
 
 
 def evaluate(run: RunDir, recipe: Recipe) -> dict[str, Any]:
-    """Score the held-out articles with base, tuned and unquantized base.
+    """Score the held-out articles, and judge what is written for their titles.
+
+    Raises:
+        UserError: The tuned model without its adapter is not the base, or something is damaged.
+    """
+    result = score(run, recipe)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # the next model may be another process's
+    if recipe.evaluation.titles:
+        result["written"] = descriptions.judged(run, recipe)
+    return result
+
+
+def score(run: RunDir, recipe: Recipe) -> dict[str, Any]:
+    """Losses and perplexities of base, tuned and unquantized base.
 
     Raises:
         UserError: The tuned model without its adapter is not the base.
@@ -42,41 +60,69 @@ def evaluate(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     eos_id = ArticleTokenizer(folder).eos_id
     unquantized = recipe.quantization is not None and _fits(Geometry.of(folder))
     models = 4 if unquantized else 3
+    found: dict[str, dict[str, list[Total]]] = {}
     with Progress(f"evaluate, {models} passes", models * len(articles), "text") as progress:
         base = _nll(
             load_base(folder, recipe.quantization, precision, device()), articles, size, progress
         )
+        found["base"] = scores.totals(articles, base, eos_id)
         tuned_model = load_tuned(run, recipe)
         tuned = _nll(tuned_model, articles, size, progress)
+        found["tuned"] = scores.totals(articles, tuned, eos_id)
         with tuned_model.disable_adapter():
             without = _nll(tuned_model, articles, size, progress)
         del tuned_model
-        rows = {
-            "base": perplexity(articles, base, eos_id),
-            "tuned": perplexity(articles, tuned, eos_id),
-        }
         if unquantized:
             plain = load_base(folder, None, precision, device())
             nll = _nll(plain, articles, size, progress)
-            rows["unquantized base"] = perplexity(articles, nll, eos_id)
+            found["unquantized base"] = scores.totals(articles, nll, eos_id)
+    apart = _require_base(base, without)
     if len(articles) < FEW_ARTICLES:
         log.warning(
             "only %d held-out texts: perplexities this few are rough; data.held_out keeps more",
             len(articles),
         )
+    losses = {
+        name: {kind: scores.loss(totals) for kind, totals in kinds.items()}
+        for name, kinds in found.items()
+    }
+    perplexity = {n: {k: math.exp(loss) for k, loss in row.items()} for n, row in losses.items()}
+    return {
+        "articles": Manifest.read(run.dataset).counts["held_out"],
+        "trained_tokens": sum(total.tokens for total in found["base"]["trained"]),
+        "loss": losses,
+        "perplexity": perplexity,
+        "by": _by_group(run, found["base"]["trained"], found["tuned"]["trained"]),
+        "adapter_off_is_base_bitwise": apart == 0.0,
+        "adapter_off_largest_difference": apart,
+    }
+
+
+def _require_base(base: list[torch.Tensor], without: list[torch.Tensor]) -> float:
+    """See that the tuned model without its adapter is the base; how far it is from that.
+
+    Raises:
+        UserError: Too far.
+    """
     apart = max(float((a - b).abs().max()) for a, b in zip(base, without, strict=True))
     if apart > (GPU_TOLERANCE if torch.cuda.is_available() else 0.0):
         raise UserError(
             f"with the adapter switched off the model is not the base (NLL of a token up to "
             f"{apart:.2g} apart): do not trust it"
         )
-    return {
-        "articles": Manifest.read(run.dataset).counts["held_out"],
-        "trained_tokens": sum(sum(x != IGNORE for x in a.labels[1:]) for a in articles),
-        "perplexity": rows,
-        "adapter_off_is_base_bitwise": apart == 0.0,
-        "adapter_off_largest_difference": apart,
-    }
+    return apart
+
+
+def _by_group(run: RunDir, base: list[Total], tuned: list[Total]) -> dict[str, Any]:
+    """Losses by what articles are about and where they are from, where that is said."""
+    ids = held_out.article_ids(run.dataset)
+    articles = {article["id"]: article for article in held_out_articles(run.dataset)}
+    found = {}
+    for group in _GROUPS:
+        names = [(articles[article].get(group) or "").strip() for article in ids]
+        if rows := scores.by_group(names, ids, base, tuned):
+            found[group] = rows
+    return found
 
 
 def _fits(geometry: Geometry) -> bool:
@@ -101,36 +147,3 @@ def _nll(
             scored[index] = nll_S[: len(articles[index].ids)]
         progress.advance(len(chosen))
     return scored
-
-
-def perplexity(articles: list[HeldOut], nll: list[torch.Tensor], eos_id: int) -> dict[str, float]:
-    """Perplexity over trained tokens, and over description tokens without eos."""
-    sums = {"trained": [0.0, 0], "description": [0.0, 0]}
-    for article, nll_S in zip(articles, nll, strict=True):
-        counted = torch.tensor(article.labels) != IGNORE
-        counted[0] = False
-        description = counted.clone()
-        description[: article.prompt_length] = False
-        description[-1] &= article.ids[-1] != eos_id
-        for name, mask in (("trained", counted), ("description", description)):
-            sums[name][0] += float(nll_S[mask].double().sum())
-            sums[name][1] += int(mask.sum())
-    return {name: math.exp(total / max(count, 1)) for name, (total, count) in sums.items()}
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result for a person."""
-    base = result["perplexity"]["base"]
-    lines = [
-        f"held-out perplexity ({result['articles']} articles, "
-        f"{result['trained_tokens']:,} trained tokens)",
-        f"  {'':30}{'trained tokens':>16}{'description':>22}",
-    ]
-    for name, row in result["perplexity"].items():
-        cells = [
-            f"{row[kind]:.2f}" + ("" if name == "base" else f" ({row[kind] / base[kind] - 1:+.0%})")
-            for kind in ("trained", "description")
-        ]
-        label = f"{name} (to compare)" if name == "unquantized base" else name
-        lines.append(f"  {label:30}{cells[0]:>16}{cells[1]:>22}")
-    return "\n".join(lines)

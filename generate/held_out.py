@@ -8,6 +8,7 @@ import torch
 from datasets import load_from_disk
 
 from pressroom.dataset import IGNORE, Manifest
+from pressroom.index import on_rows, read_index
 from pressroom.seal import require_whole
 
 
@@ -35,6 +36,20 @@ def tokens(dataset: Path, split: str = "held_out") -> list[HeldOut]:
             articles.append(HeldOut(row["input_ids"][span], row["labels"][span], prompt))
             start += length
     return articles
+
+
+def article_ids(dataset: Path) -> list[str]:
+    """The article of each of the held-out `tokens`.
+
+    Raises:
+        UserError: The index is damaged.
+    """
+    index, ids = read_index(dataset), []
+    for shard in Manifest.read(dataset).shards:
+        if shard.split == "held_out":
+            known = on_rows(index, shard.file)
+            ids += [known[place] for place in sorted(known)]
+    return ids
 
 
 def batches(

@@ -30,6 +30,8 @@ class Runner:
     articles: list[list[int]]
     layers: list[int]
     device: torch.device
+    ran: Callable[[], object]
+    """Told of every layer that has run."""
 
     def logits(
         self, tensor: WholeTensor, layer_of: LayerOf | None = None
@@ -57,6 +59,7 @@ class Runner:
                 for h_BSD, angle in zip(hidden, angles, strict=True)
             ]
             del layer, weights
+            self.ran()
         norm = {"weight": tensor("model.norm.weight")}
         if not self.model.config.tie_word_embeddings:
             embeddings_VD = tensor("lm_head.weight")

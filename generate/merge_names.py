@@ -23,10 +23,15 @@ def adapter_and_run(what: str) -> tuple[Path, RunDir | None]:
         if (folder / "adapter_config.json").is_file():
             folder = folder.absolute()
             runs = [RunDir(parent) for parent in folder.parents[:2]]
-            run = next((run for run in runs if run.recipe.is_file()), None)
+            run = next((run for run in runs if is_run(run)), None)
             return folder, run
     run = find_run(what, trained=True)
     return run.adapter, run
+
+
+def is_run(folder: RunDir) -> bool:
+    """Whether something was trained there: a folder may have a recipe of its reader's in it."""
+    return folder.recipe.is_file() and folder.environment.is_file()
 
 
 def merged_folder(adapter: Path, run: RunDir | None) -> Path:

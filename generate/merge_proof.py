@@ -18,7 +18,7 @@ from generate import held_out
 from generate.merge_layers import LayerOf, Runner, as_trained
 from generate.merge_rows import Merged
 from generate.merge_source import Opener, Source
-from pressroom.console import log
+from pressroom.console import Progress
 from pressroom.geometry import Geometry
 from pressroom.nn.base_rows import OriginalRows, Rows, whole
 from pressroom.nn.pieces import empty_model
@@ -120,11 +120,12 @@ def prove(
     layers = sampled_layers(geometry.num_layers, fits=fits_whole(geometry, device))
     num_tokens = sum(map(len, articles))
     kind = "held-out articles" if source.run else "ids drawn by lot"
-    log.info(
-        "verifying at %d tokens of %s, with %d of %d layers",
-        *(num_tokens, kind, len(layers), geometry.num_layers),
-    )
-    runner = Runner(empty_model(source.base, None, "fp32"), articles, layers, device)
+    is_original = base_weights == "original"
+    has_both = is_original or (source.quantization is not None and not source.is_codes)
+    what = f"verify at {num_tokens} tokens of {kind}, {len(layers)} of {geometry.num_layers} layers"
+    progress = Progress(what, (4 if has_both else 3) * len(layers), "layer")
+    empty = empty_model(source.base, None, "fp32")
+    runner = Runner(empty, articles, layers, device, progress.advance)
 
     def logits(rows: Callable[[str], Rows], layer_of: LayerOf | None = None) -> list[torch.Tensor]:
         return list(runner.logits(lambda name: whole(rows(name), opened.shapes[name]), layer_of))
@@ -132,14 +133,15 @@ def prove(
     def merged(choice: str) -> list[torch.Tensor]:
         return logits(Merged(opened.base(choice), source.adapter, torch.float32, device).rows)
 
-    trained = logits(opened.base("dequantized").open, as_trained(source, device))
-    rows = {"fp32": compare(trained, merged("dequantized"))}
-    expected, is_original = trained, base_weights == "original"
-    if is_original or (source.quantization and not source.is_codes):
-        original = merged("original")
-        rows["fp32, original weights"] = compare(trained, original)
-        expected = original if is_original else trained
-    written = logits(OriginalRows(folder, device).open)
+    with progress:
+        trained = logits(opened.base("dequantized").open, as_trained(source, device))
+        rows = {"fp32": compare(trained, merged("dequantized"))}
+        expected = trained
+        if has_both:
+            original = merged("original")
+            rows["fp32, original weights"] = compare(trained, original)
+            expected = original if is_original else trained
+        written = logits(OriginalRows(folder, device).open)
     rows[precision + ", original weights" * is_original] = compare(trained, written)
     wrong = failure(rows["fp32"], "fp32") or failure(compare(expected, written), precision)
     seen = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from generate.merge_names import adapter_and_run
+from generate.merge_names import adapter_and_run, is_run
 from pressroom.base_model import asks_for_code, require_safe
 from pressroom.console import UserError
 from pressroom.files import home
@@ -62,10 +62,11 @@ def named(what: str) -> Origin:
             adapter, run = adapter_and_run(what)
             if wrong := asks_for_code(adapter):
                 raise UserError(f"{adapter}: {wrong}")
-            return Origin(adapter=adapter, run=_trained(run))
+            return Origin(adapter=adapter, run=run)
         if (folder / "config.json").is_file():
             require_safe(folder)
-            return Origin(model=folder, run=_trained(RunDir(folder.absolute().parent)))
+            run = RunDir(folder.absolute().parent)
+            return Origin(model=folder, run=run if is_run(run) else None)
         if folder.is_dir() and any(folder.glob("*.safetensors")):
             raise UserError(f"{folder}: has no config.json, and no adapter_config.json")
     run = find_run(what, trained=True)
@@ -73,11 +74,6 @@ def named(what: str) -> Origin:
         return Origin(adapter=run.adapter, run=run)
     require_safe(run.merged)
     return Origin(model=run.merged, run=run)
-
-
-def _trained(run: RunDir | None) -> RunDir | None:
-    """A run, if it is one: a folder may have a recipe of its reader's in it."""
-    return run if run and run.recipe.is_file() and run.environment.is_file() else None
 
 
 def _of_card(card: Path) -> Style:

@@ -39,36 +39,66 @@ def write(
         UserError: A prompt is too long, a folder is damaged, or the file is another.
     """
     voice = Voice(origin)
-    lengths = require_room(voice, asked, how)
-
-    def written(left: list[Asked]) -> Iterator[Written]:
-        """Each batch when it is done, with progress shown."""
-        if not left:
-            return
-        there, total = len(asked) - len(left), len(asked)
-        start, tokens = time.monotonic(), 0
-        todo = batches(left, lengths, batch_size)
-        with Progress(f"write {total} texts", total, "text", done=there) as progress:
-            for batch in write_all(voice, todo, how, places(voice, processes)):
-                yield batch
-                tokens += sum(text["new_tokens"] for _, text in batch)
-                speed = tokens / (time.monotonic() - start)
-                progress.advance(len(batch), speed=f"{speed:.1f} tokens/s")
-
     if out:
-        with lock(out.with_name(f".{out.name}.lock"), str(out)):
-            file = TextsFile(out, {"model": voice.fingerprint, **asdict(how)})
-            left = file.missing(asked)
-            for batch in written(left):
-                file.add(batch)
-            file.finish(asked)
-        say(f"{out}  {len(asked):,} texts, {len(asked) - len(left):,} of them were there")
+        there = into_file(voice, asked, how, out, batch_size, processes)
+        say(f"{out}  {len(asked):,} texts, {there:,} of them were there")
     elif len(asked) == 1 and sys.stdout.isatty():
+        require_room(voice, asked, how)
         _stream(voice, asked[0], how)
     else:
-        texts = {one.key: text["text"] for batch in written(asked) for one, text in batch}
+        written = _written(voice, asked, how, batch_size, processes)
+        texts = {one.key: text["text"] for batch in written for one, text in batch}
         for one in asked:
             say(texts[one.key])
+
+
+def into_file(
+    voice: Voice,
+    asked: list[Asked],
+    how: Sampling,
+    out: Path,
+    batch_size: int,
+    processes: int | None = None,
+) -> int:
+    """Write what of a file is missing, as `write` does.
+
+    Returns:
+        How many texts were there.
+
+    Raises:
+        OtherTexts: Its texts were written in another way.
+        UserError: As of `write`.
+    """
+    with lock(out.with_name(f".{out.name}.lock"), str(out)):
+        file = TextsFile(out, {"model": voice.fingerprint, **asdict(how)})
+        left = file.missing(asked)
+        there = len(asked) - len(left)
+        for batch in _written(voice, left, how, batch_size, processes, there):
+            file.add(batch)
+        file.finish(asked)
+    return there
+
+
+def _written(
+    voice: Voice,
+    asked: list[Asked],
+    how: Sampling,
+    batch_size: int,
+    processes: int | None,
+    there: int = 0,
+) -> Iterator[Written]:
+    """Each batch when it is done, with progress shown."""
+    lengths = require_room(voice, asked, how)
+    if not asked:
+        return
+    start, tokens, total = time.monotonic(), 0, there + len(asked)
+    todo = batches(asked, lengths, batch_size)
+    with Progress(f"write {total} texts", total, "text", done=there) as progress:
+        for batch in write_all(voice, todo, how, places(voice, processes)):
+            yield batch
+            tokens += sum(text["new_tokens"] for _, text in batch)
+            speed = tokens / (time.monotonic() - start)
+            progress.advance(len(batch), speed=f"{speed:.1f} tokens/s")
 
 
 def _stream(voice: Voice, one: Asked, how: Sampling) -> None:

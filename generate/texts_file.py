@@ -14,6 +14,11 @@ from generate.asked import Asked
 from pressroom.console import UserError
 from pressroom.files import publish_text
 
+
+class OtherTexts(UserError):
+    """A file that is not of these texts: written in another way, for other prompts, or no texts."""
+
+
 _BEGIN = b'{"id": '
 
 
@@ -69,14 +74,14 @@ class TextsFile:
         except (ValueError, KeyError, TypeError):
             raise self._strange(number) from None
         if changed:
-            raise UserError(
+            raise OtherTexts(
                 f"--out {self._path}: its texts were written with {'; '.join(changed)}: give "
                 "another name, or delete it"
             )
         return row
 
-    def _strange(self, number: int) -> UserError:
-        return UserError(
+    def _strange(self, number: int) -> OtherTexts:
+        return OtherTexts(
             f"--out {self._path}: line {number} is not a text of `pressroom generate`: give "
             "another name"
         )
@@ -90,7 +95,7 @@ class TextsFile:
         for one in asked:
             there = self.rows.get(one.key)
             if there and there["prompt"] != one.prompt:
-                raise UserError(
+                raise OtherTexts(
                     f"{one.where}: id {one.id} is in {self._path} with another prompt: give "
                     "another name by --out, or ids of your own in a .jsonl"
                 )

@@ -62,6 +62,10 @@ def stage_keys(recipe: Recipe) -> Keys:
     read = {name: plain[name] for name in sections}
     if recipe.evaluation.early_stopping:  # else evaluating changes nothing
         read["evaluation"] = {k: plain["evaluation"][k] for k in ("every_steps", "early_stopping")}
+    titles = recipe.evaluation.titles
+    scored = [plain["evaluation"]["micro_batch_size"], titles]
+    if titles:
+        scored += [plain["generation"][name] for name in ("max_new_tokens", "temperature")]
     codes = None
     if recipe.quantization:
         codes = Codes(folder, recipe.quantization, recipe.memory.precision).place
@@ -70,7 +74,7 @@ def stage_keys(recipe: Recipe) -> Keys:
         dataset=dataset.dataset_folder(recipe.name, data_key),
         codes=codes,
         train=train,
-        evaluate=sha256_json(["evaluate", train, plain["evaluation"]["micro_batch_size"]])[:16],
+        evaluate=sha256_json(["evaluate", train, scored])[:16],
         merge=sha256_json(["merge", train])[:16],
         generate=sha256_json(["generate", train, plain["generation"]])[:16],
     )

@@ -184,8 +184,13 @@ class RunDir:
 
     @property
     def evaluation(self) -> Path:
-        """Held-out perplexity, base beside tuned."""
+        """Held-out loss by group, base beside tuned; written descriptions beside real ones."""
         return self.path / "evaluation.json"
+
+    @property
+    def descriptions(self) -> Path:
+        """What the tuned model wrote for held-out titles, to be evaluated."""
+        return self.path / "descriptions.jsonl"
 
     @property
     def merged(self) -> Path:

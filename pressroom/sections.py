@@ -144,7 +144,9 @@ class Evaluation(Section):
     early_stopping: Positive | None = None
     """Training ends after so many evaluations in a row without a new lowest loss; null: never."""
     micro_batch_size: Positive = 8
-    """Articles that are scored at a time after training."""
+    """Articles that are scored, and texts that are written, at a time after training."""
+    titles: Annotated[int, Field(ge=0)] = 50
+    """Held-out titles that get a description, to be compared with real ones; 0: none."""
 
     def problems(self) -> Problems:
         """What stops by evaluations has some."""

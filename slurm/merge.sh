@@ -3,7 +3,7 @@
 # Edit these lines for your cluster; what is given to sbatch itself comes before them.
 #SBATCH --partition=cpu
 #SBATCH --nodes=1
-#SBATCH --cpus-per-task=16 --mem=64G
+#SBATCH --cpus-per-task=16 --mem=32G
 #SBATCH --time=8:00:00
 # Not these: one task.
 #SBATCH --ntasks-per-node=1 --requeue --open-mode=append

@@ -187,6 +187,7 @@ def recipe_text(base: Path, **sections: Any) -> str:
         "memory": {"precision": "fp32"},
         "checkpoint": {"every_steps": 100},
         "generation": {"titles": 2, "max_new_tokens": 16},
+        "evaluation": {"titles": 2},
         **sections,
     }
     return json.dumps({k: v for k, v in values.items() if v is not ...}, indent=1)

@@ -7,7 +7,7 @@ import pytest
 
 from demo import check
 from demo.inputs import articles_jsonl
-from pressroom.files import publish_json, publish_text
+from pressroom.files import publish_json
 from pressroom.run_dir import RunDir
 
 GOOD = {
@@ -15,7 +15,7 @@ GOOD = {
     "description": 0.7,
     "off": True,
     "fp32": 8e-6,
-    "ended": [True, True, False],
+    "ended": 40,
 }
 
 
@@ -25,15 +25,14 @@ def finished(path: Path, **figures: object) -> RunDir:
     run = RunDir(path)
     base = {"trained": 100.0, "description": 100.0}
     tuned = {name: 100.0 * float(str(found[name])) for name in base}
-    publish_json(
-        run.evaluation,
-        {"perplexity": {"base": base, "tuned": tuned}, "adapter_off_is_base_bitwise": found["off"]},
-    )
+    evaluation = {
+        "perplexity": {"base": base, "tuned": tuned},
+        "adapter_off_is_base_bitwise": found["off"],
+        "written": {"texts": 50, "ended": found["ended"]},
+    }
+    publish_json(run.evaluation, evaluation)
     differences = {"mean_logit_difference": found["fp32"]}
     publish_json(run.merge_report, {"fp32": differences, "bf16": {"mean_logit_difference": 0.1}})
-    samples = [{"title": "t", "tuned": {"ended": e}} for e in list(found["ended"])]  # type: ignore[call-overload]
-    samples.append({"title": None, "tuned": {"ended": False}})
-    publish_text(run.samples, "".join(json.dumps(s) + "\n" for s in samples))
     return run
 
 
@@ -45,7 +44,7 @@ def finished(path: Path, **figures: object) -> RunDir:
         ({"description": 0.81}, ["perplexity, description"]),
         ({"off": False}, ["adapter off = NF4 base"]),
         ({"fp32": 1.1e-4}, ["fp32 merge, mean logit difference"]),
-        ({"ended": [True, False, False]}, ["held-out titles that end by eos"]),
+        ({"ended": 39}, ["held-out titles that end by eos"]),
     ],
 )
 def test_each_missed_figure_is_a_miss(
@@ -73,12 +72,13 @@ def test_a_missed_figure_ends_with_an_error(
 def test_articles_keep_their_fields(tmp_path: Path) -> None:
     import zipfile
 
-    rows = "article_id,publish_date,article_source_link,title,subtitle,text\n1,2017/2/7,http://x,A,B,C\n"
+    rows = "article_id,publish_date,article_source_link,title,subtitle,text\n1,2017/2/7,http://www.x.example/1,A,B,C\n"
     with zipfile.ZipFile(tmp_path / "n.zip", "w") as archive:
         archive.writestr("NewsArticles.csv", rows)
     assert json.loads(articles_jsonl(tmp_path / "n.zip")) == {
         "title": "A",
         "description": "B",
-        "url": "http://x",
+        "url": "http://www.x.example/1",
         "published_at": "2017-02-07",
+        "source": "x.example",
     }

@@ -1,7 +1,6 @@
 """Merging is proven on logits, evaluation weighs tokens, generation ends by eos."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,8 @@ from merging import merge_run
 from training import train
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from generate import commands, evaluate, held_out, merge_proof, sample
+from generate import commands, evaluate, held_out, merge_proof, sample, scores
+from generate.evaluation_table import table
 from generate.held_out import HeldOut
 from generate.tuned import load_tuned
 from pressroom.console import Progress, UserError
@@ -80,7 +80,7 @@ def test_evaluation_says_base_beside_tuned(run: RunDir) -> None:
     assert rows["tuned"]["trained"] < rows["base"]["trained"]
     assert result["adapter_off_is_base_bitwise"] is True
     assert result["articles"] == len(held_out_articles(run.dataset))
-    shown = evaluate.table(result)
+    shown = table(result)
     assert "tuned" in shown
     assert f"{rows['base']['trained']:.2f}" in shown
 
@@ -88,13 +88,13 @@ def test_evaluation_says_base_beside_tuned(run: RunDir) -> None:
 def test_perplexity_of_known_likelihoods() -> None:
     article = HeldOut(ids=[1, 5, 6, 7, 2], labels=[-100, 5, 6, 7, 2], prompt_length=2)
     nll = torch.tensor([0.0, 4.0, 1.0, 3.0, 8.0])
-    found = evaluate.perplexity([article], [nll], eos_id=2)
-    assert found["trained"] == pytest.approx(math.exp(4.0))
-    assert found["description"] == pytest.approx(math.exp(2.0))
+    found = scores.totals([article], [nll], eos_id=2)
+    assert scores.loss(found["trained"]) == pytest.approx(4.0)
+    assert scores.loss(found["description"]) == pytest.approx(2.0)
     # A piece of a longer article does not end by eos: its last token counts.
     piece = HeldOut(ids=[1, 5, 6, 7, 8], labels=[-100, 5, 6, 7, 8], prompt_length=2)
-    found = evaluate.perplexity([piece], [nll], eos_id=2)
-    assert found["description"] == pytest.approx(math.exp(4.0))
+    found = scores.totals([piece], [nll], eos_id=2)
+    assert scores.loss(found["description"]) == pytest.approx(4.0)
 
 
 def test_token_nll_is_that_of_full_logits(tiny_model: Path, monkeypatch) -> None:

@@ -21,6 +21,7 @@ from generate.asked import of_arguments
 from generate.origin import named
 from generate.texts_file import TextsFile
 from generate.voice import Voice
+from pressroom.console import UserError
 from pressroom.nn.nf4 import load_base
 from pressroom.samples import Style
 
@@ -41,7 +42,7 @@ def said(*arguments: object, stdin: str | None = None) -> str:
 def told(*arguments: object) -> list[str]:
     """The lines of what is wrong."""
     done = generate(*arguments)
-    assert type(done.exception).__name__ == "UserError", repr(done.exception)
+    assert isinstance(done.exception, UserError), repr(done.exception)
     return str(done.exception).splitlines()
 
 

@@ -190,7 +190,7 @@ def test_layers_one_by_one_give_the_logits_of_the_model(make_recipe, how: Any) -
         expected = [tuned(input_ids=torch.tensor([own])).logits[0] for own in ids]
         opened = source.opened(CPU)
         base = opened.base("dequantized")
-        runner = Runner(empty_model(source.base, None, "fp32"), ids, [0, 1], CPU)
+        runner = Runner(empty_model(source.base, None, "fp32"), ids, [0, 1], CPU, int)
         found = list(
             runner.logits(
                 lambda name: whole(base.open(name), opened.shapes[name]), as_trained(source, CPU)

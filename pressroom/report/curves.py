@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from markupsafe import Markup
@@ -25,7 +25,7 @@ _COLORS = {
     "#020202": "var(--rule)",
 }
 """What a picture is drawn in -> what the page says in its place, for light and for dark."""
-_BLUE, _ORANGE, _INK, _RULE = _COLORS
+BLUE, ORANGE, INK, RULE = _COLORS
 _FEW = 30
 
 
@@ -92,15 +92,15 @@ def _loss(series: Mapping[str, Series]) -> Picture:
             _draw(axes, (steps_N, values_N), noisy=True)
         if len(held_out[0]):
             style = "o-" if len(held_out[0]) <= _FEW else "-"
-            axes.plot(*thin(held_out), style, color=_ORANGE, ms=3.5, lw=1.5, label="held out")
+            axes.plot(*thin(held_out), style, color=ORANGE, ms=3.5, lw=1.5, label="held out")
         if len(missing):
             at = missing[np.linspace(0, len(missing) - 1, min(len(missing), 200)).astype(int)]
             label = f"not a number ({len(missing):,})"
             height = np.full(len(at), 0.03)
             across = axes.get_xaxis_transform()
-            axes.plot(at, height, "x", color=_ORANGE, ms=5, transform=across, label=label)
+            axes.plot(at, height, "x", color=ORANGE, ms=5, transform=across, label=label)
 
-    return _drawn("Loss of a trained token", draw, "nats a token")
+    return drawn("Loss of a trained token", draw, "nats a token")
 
 
 def _line(panel: _Panel, series: Series, level: tuple[str, float] | None) -> Picture:
@@ -111,11 +111,11 @@ def _line(panel: _Panel, series: Series, level: tuple[str, float] | None) -> Pic
         _draw(axes, points, noisy=panel.noisy)
         if level and np.isfinite(level[1]):
             name, value = level
-            axes.axhline(panel.scale * value, color=_ORANGE, ls="--", lw=1.2, label=name)
+            axes.axhline(panel.scale * value, color=ORANGE, ls="--", lw=1.2, label=name)
         axes.set_ylim(0, 1.08 * axes.dataLim.y1 or 1)
         axes.yaxis.set_major_formatter(_figure)
 
-    return _drawn(panel.title, draw, panel.unit)
+    return drawn(panel.title, draw, panel.unit)
 
 
 def _draw(axes: "Axes", points: Series, *, noisy: bool) -> None:
@@ -123,10 +123,10 @@ def _draw(axes: "Axes", points: Series, *, noisy: bool) -> None:
     mean, width = smooth(points)
     if width == 1 or not noisy:
         style = "o-" if len(points[0]) == 1 else "-"
-        axes.plot(*thin(points), style, color=_BLUE, lw=1.4)
+        axes.plot(*thin(points), style, color=BLUE, lw=1.4)
         return
-    axes.plot(*thin(points), color=_BLUE, lw=1, alpha=0.35)
-    axes.plot(*thin(mean), color=_BLUE, lw=1.8, label=f"mean of {width:,} steps")
+    axes.plot(*thin(points), color=BLUE, lw=1, alpha=0.35)
+    axes.plot(*thin(mean), color=BLUE, lw=1.8, label=f"mean of {width:,} steps")
 
 
 def _figure(value: float, position: float) -> str:
@@ -137,37 +137,55 @@ def perplexity(rows: Mapping[str, float]) -> Picture:
     """Held-out perplexity of each model, as bars."""
 
     def draw(axes: "Axes") -> None:
-        colors = [_ORANGE if name == "tuned" else _BLUE for name in rows]
+        colors = [ORANGE if name == "tuned" else BLUE for name in rows]
         bars = axes.barh(list(rows), list(rows.values()), color=colors, height=0.6)
-        axes.bar_label(bars, fmt="{:.4g}", padding=4, color=_INK, fontsize=9)
+        axes.bar_label(bars, fmt="{:.4g}", padding=4, color=INK, fontsize=9)
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.grid(visible=False)
 
     unit = "perplexity of the trained tokens"
-    return _drawn("Held-out perplexity: less is better", draw, "", x=unit, height=1.9)
+    return drawn("Held-out perplexity: less is better", draw, "", x=unit, height=1.9)
 
 
-def _drawn(
-    title: str, draw: "Callable[[Axes], None]", unit: str, *, x: str = "step", height: float = 2.9
+def drawn(
+    title: str,
+    draw: "Callable[[Axes], None]",
+    unit: str,
+    *,
+    x: str = "step",
+    height: float = 2.9,
+    legend: Literal["inside", "above"] = "inside",
 ) -> Picture:
+    """A picture in the page's style.
+
+    Args:
+        title: Of the picture.
+        draw: Draws into the axes.
+        unit: Of what goes up.
+        x: Of what goes to the right.
+        height: Inches; a picture is 5.2 wide.
+        legend: Where it stands.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, height), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_xlabel(x, color=_INK)
-    axes.set_ylabel(unit, color=_INK)
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(unit, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[:].set_color(_RULE)
-    axes.tick_params(color=_RULE, labelcolor=_INK)
-    axes.grid(axis="y", color=_RULE)
+    axes.spines[:].set_color(RULE)
+    axes.tick_params(color=RULE, labelcolor=INK)
+    axes.grid(axis="y", color=RULE)
     axes.set_axisbelow(True)
     axes.margins(x=0.02)
     draw(axes)
     if x == "step":
         _count(axes)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+        above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "borderpad": 0}
+        place: Any = above if legend == "above" else {}
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK, **place)
     return Picture(title, _svg(figure, title))
 
 
@@ -193,6 +211,6 @@ def _svg(figure: "Figure", salt: str) -> Markup:
         figure.savefig(buffer, format="svg", transparent=True, metadata=empty)
     text = buffer.getvalue()
     text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
-    for drawn, shown in _COLORS.items():
-        text = text.replace(drawn, shown)
+    for color, shown in _COLORS.items():
+        text = text.replace(color, shown)
     return Markup(text)  # matplotlib escapes the words in it

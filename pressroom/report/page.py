@@ -17,7 +17,7 @@ from pressroom.console import UserError, harmless, log, redact
 from pressroom.dataset import Manifest
 from pressroom.files import publish_text
 from pressroom.recipe import Recipe
-from pressroom.report import curves, headline, metrics, sections
+from pressroom.report import curves, evaluated, headline, metrics, sections
 from pressroom.report.metrics import Series
 from pressroom.report.sections import Section
 from pressroom.run_dir import RunDir
@@ -114,6 +114,8 @@ def _sections(
     draw = partial(curves.of_run, series, levels)
     found = [
         built(run.evaluation, partial(sections.evaluation, run), notes),
+        *(built(run.evaluation, partial(evaluated.groups, run), notes) or []),
+        *(built(run.evaluation, partial(evaluated.written, run), notes) or []),
         Section("How it went", pictures=built(run.metrics, draw, notes) or ()),
         built(run.samples, partial(sections.written, run), notes),
         built(run.summary, partial(sections.summary, run), notes),

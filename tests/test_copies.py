@@ -1,0 +1,160 @@
+"""Near-copies: every run that a text and a description have in common, found in one pass."""
+
+import random
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import WORDS, invented_articles
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_prep.prepare import prepare
+from generate import copies
+from generate.copies import LONG, RUN, Shared, Source, search
+from pressroom.dataset import TOKENIZER, Manifest
+from pressroom.index import on_rows, read_index
+from pressroom.rows import open_shard
+from pressroom.tokenizer import ArticleTokenizer
+
+
+@pytest.fixture
+def made(make_recipe) -> Path:
+    """A dataset of two shards, with an article that is split over rows."""
+    articles = invented_articles(80)
+    source = random.Random(5)
+    long = " ".join(source.choice(WORDS) + str(source.randrange(99)) for _ in range(150))
+    return prepare(make_recipe(articles=[*articles, {"title": "Long", "description": long}]))
+
+
+def descriptions(folder: Path, split: str = "train") -> dict[str, list[list[int]]]:
+    """Article -> the tokens of its description, by piece, without eos."""
+    found: dict[str, list[list[int]]] = {}
+    eos = ArticleTokenizer(folder / TOKENIZER).eos_id
+    for shard in Manifest.read(folder).shards:
+        if shard.split != split:
+            continue
+        names = on_rows(read_index(folder), shard.file)
+        for row, columns in enumerate(open_shard(folder / shard.file).to_pylist()):
+            start = 0
+            both = zip(columns["seq_lengths"], columns["prompt_lengths"], strict=True)
+            for piece, (length, prompt) in enumerate(both):
+                ids = columns["input_ids"][start + prompt : start + length]
+                found.setdefault(names[row, piece], []).append([i for i in ids if i != eos])
+                start += length
+    return found
+
+
+def look(folder: Path, *texts: list[int]) -> list[Shared]:
+    return search(folder, Manifest.read(folder), texts)
+
+
+def test_a_copy_is_found_with_its_article(made: Path) -> None:
+    for article, pieces in descriptions(made).items():
+        ids = pieces[0]
+        if len(ids) < RUN:
+            continue
+        (found,) = look(made, ids)
+        assert found.num_tokens == found.tokens == len(ids)
+        assert found.is_near_copy
+        assert Source(article, len(ids), len(ids), 0) in found.sources
+
+
+def test_a_title_or_a_held_out_article_is_no_source(made: Path) -> None:
+    tokenizer = ArticleTokenizer(made / TOKENIZER)
+    held = [piece for pieces in descriptions(made, "held_out").values() for piece in pieces]
+    texts = [tokenizer.encode_prompt("### title: Long ### description:")[1:], *held]
+    known = {tuple(piece) for pieces in descriptions(made).values() for piece in pieces}
+    for text, found in zip(texts, look(made, *texts), strict=True):
+        assert tuple(text) in known or not found.is_near_copy
+
+
+def test_what_is_too_short_or_new_has_no_source(made: Path) -> None:
+    short = next(iter(descriptions(made).values()))[0][: RUN - 1]
+    found = look(made, short, [], list(range(300, 340)))
+    assert [(one.num_tokens, one.tokens, one.sources) for one in found] == [
+        (len(short), 0, ()),
+        (0, 0, ()),
+        (40, 0, ()),
+    ]
+    assert not any(one.is_near_copy for one in found)
+
+
+def test_a_copy_of_a_split_article_is_all_of_one(made: Path) -> None:
+    article, pieces = max(descriptions(made).items(), key=lambda item: len(item[1]))
+    assert len(pieces) > 1
+    whole = [*pieces[0], *(i for piece in pieces[1:] for i in piece[1:])]
+    (found,) = look(made, whole)
+    assert found.sources[0].article == article
+    # A run over the cut is not seen as one; its tokens are those of two, but for few at the cut.
+    assert found.sources[0].tokens >= len(whole) - RUN * len(pieces)
+    assert found.is_near_copy
+
+
+def test_a_changed_word_parts_a_run(made: Path) -> None:
+    article, pieces = max(descriptions(made).items(), key=lambda item: len(item[1][0]))
+    ids = list(pieces[0])
+    ids[20] = 3
+    (found,) = look(made, ids)
+    assert found.sources[0] == Source(article, len(ids) - 1, len(ids) - 21, 21)
+    assert found.tokens == len(ids) - 1
+
+
+def by_hand(text: list[int], articles: dict[str, list[list[int]]]) -> tuple[int, dict[str, tuple]]:
+    """Tokens in any run; of each article the tokens and the longest run, one window at a time."""
+    anywhere, found = set(), {}
+    for article, pieces in articles.items():
+        covered, longest = set(), 0
+        for piece in pieces:
+            for a in range(len(text)):
+                for b in range(len(piece)):
+                    length = 0
+                    while text[a + length : a + length + 1] == piece[b + length : b + length + 1]:
+                        if a + length == len(text):
+                            break
+                        length += 1
+                    if length >= RUN:
+                        covered |= set(range(a, a + length))
+                        longest = max(longest, length)
+        if covered:
+            found[article] = (len(covered), longest)
+        anywhere |= covered
+    return len(anywhere), found
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_it_finds_what_a_search_by_hand_finds(made: Path, data: st.DataObject) -> None:
+    """Texts are cut out of articles and put together."""
+    articles = descriptions(made)
+    pieces = [piece for several in articles.values() for piece in several]
+    part = st.sampled_from(pieces).flatmap(
+        lambda piece: st.tuples(st.integers(0, len(piece)), st.integers(1, 40)).map(
+            lambda cut: piece[cut[0] : cut[0] + cut[1]]
+        )
+    )
+    text = st.lists(part, max_size=4).map(lambda parts: [*chain(*parts)])
+    texts = data.draw(st.lists(text, max_size=3))
+    for text, found in zip(texts, look(made, *texts), strict=True):
+        tokens, expected = by_hand(text, articles)
+        assert found.tokens == tokens
+        if len(expected) <= copies._MOST / 2:  # of many, some are named
+            assert {s.article: (s.tokens, s.longest) for s in found.sources} == expected
+
+
+def test_near_copies_by_their_rules() -> None:
+    one = Source("a", 20, 20, 0)
+    assert Shared(40, 20, (one,)).is_near_copy
+    assert not Shared(41, 20, (one,)).is_near_copy
+    assert Shared(500, 50, (Source("a", LONG, LONG, 3),)).is_near_copy
+    assert not Shared(500, 60, (Source("a", LONG - 1, LONG - 1, 3), one)).is_near_copy
+
+
+def test_hashes_are_of_windows() -> None:
+    ids = np.arange(40, dtype=np.int32) % 13
+    found = copies._hashes(ids)
+    assert len(found) == 40 - RUN + 1
+    assert found[0] == found[13]
+    assert len(set(found.tolist())) == 13
+    assert len(copies._hashes(ids[: RUN - 1])) == 0
