@@ -3,12 +3,13 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import invented_articles
+from conftest import invented_articles, recipe_text, write_jsonl
 from training import train
 
 from data_prep.prepare import prepare
@@ -20,6 +21,7 @@ from pressroom.console import UserError
 from pressroom.recipe import Recipe
 from pressroom.report import page
 from pressroom.run_dir import RunDir
+from pressroom.runs import find_run
 from pressroom.samples import held_out_articles
 from pressroom.tokenizer import ArticleTokenizer
 
@@ -30,15 +32,29 @@ def said(*arguments: object) -> Result:
     return CliRunner().invoke(commands.main, ["evaluate", *map(str, arguments)])
 
 
-@pytest.fixture
-def run(make_recipe) -> RunDir:
-    """A run on articles of which some say what they are about."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A home with a run on articles of which some say what they are about."""
+    folder = tmp_path_factory.mktemp("trained")
     articles = [
         {**article, "category": CATEGORIES[number % 4], "source": f"paper {number % 30}"}
         for number, article in enumerate(invented_articles(80))
     ]
-    make_recipe(articles=articles, data={"articles": ["articles.jsonl"], "held_out": 0.4})
-    return train("optimizer.num_steps=2", "evaluation.titles=3", "generation.max_new_tokens=5")
+    write_jsonl(folder / "articles.jsonl", articles)
+    data = {"articles": ["articles.jsonl"], "held_out": 0.4}
+    (folder / "recipe.yaml").write_text(recipe_text(tiny_model, data=data))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRESSROOM_HOME", str(folder))
+        patch.chdir(folder)
+        train("optimizer.num_steps=2", "evaluation.titles=3", "generation.max_new_tokens=5")
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, home: Path) -> RunDir:
+    """The same run in a home of the test's own."""
+    shutil.copytree(trained, home, dirs_exist_ok=True)
+    return find_run("tiny")
 
 
 def test_groups_add_up_to_all(run: RunDir) -> None:
