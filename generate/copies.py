@@ -184,13 +184,9 @@ class _Windows:
         order = np.lexsort((at_M, position_M - at_M, piece_M, text_M))
         at, position = at_M[order], position_M[order]
         text, piece = text_M[order], piece_M[order]
+        # No window reaches into another text or piece, so whoever does not has a gap there.
         new = np.ones(len(at), dtype=bool)
-        new[1:] = (
-            (np.diff(at) != 1)
-            | (np.diff(position) != 1)
-            | (np.diff(text) != 0)
-            | (np.diff(piece) != 0)
-        )
+        new[1:] = (np.diff(at) != 1) | (np.diff(position) != 1)
         begins_R = np.flatnonzero(new)
         lengths_R = np.diff(np.append(begins_R, len(at))) + RUN - 1
         firsts = np.cumsum(pieces.pieces_R) - pieces.pieces_R

@@ -10,6 +10,7 @@ from conftest import WORDS, invented_articles
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_prep import shards
 from data_prep.prepare import prepare
 from generate import copies
 from generate.copies import LONG, RUN, Shared, Source, search
@@ -20,12 +21,14 @@ from pressroom.tokenizer import ArticleTokenizer
 
 
 @pytest.fixture
-def made(make_recipe) -> Path:
-    """A dataset of two shards, with an article that is split over rows."""
+def made(make_recipe, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dataset whose shard has several batches, with an article that is split over rows."""
+    monkeypatch.setattr(shards, "_BATCH_TOKENS", 512)
     articles = invented_articles(80)
     source = random.Random(5)
     long = " ".join(source.choice(WORDS) + str(source.randrange(99)) for _ in range(150))
-    return prepare(make_recipe(articles=[*articles, {"title": "Long", "description": long}]))
+    again = {"title": "Again", "description": 3 * " ".join(WORDS[10:28]) + "."}
+    return prepare(make_recipe(articles=[*articles, {"title": "Long", "description": long}, again]))
 
 
 def descriptions(folder: Path, split: str = "train") -> dict[str, list[list[int]]]:
@@ -61,13 +64,34 @@ def test_a_copy_is_found_with_its_article(made: Path) -> None:
         assert Source(article, len(ids), len(ids), 0) in found.sources
 
 
-def test_a_title_or_a_held_out_article_is_no_source(made: Path) -> None:
-    tokenizer = ArticleTokenizer(made / TOKENIZER)
-    held = [piece for pieces in descriptions(made, "held_out").values() for piece in pieces]
-    texts = [tokenizer.encode_prompt("### title: Long ### description:")[1:], *held]
-    known = {tuple(piece) for pieces in descriptions(made).values() for piece in pieces}
+def test_titles_neighbours_and_held_out_articles_are_no_sources(made: Path) -> None:
+    """What stands in a row, but in no description; across two of its articles, too."""
+    texts = [piece for pieces in descriptions(made, "held_out").values() for piece in pieces]
+    for shard in Manifest.read(made).shards:
+        rows = open_shard(made / shard.file)
+        assert len(rows["input_ids"].chunks) > 1 or shard.split != "train"
+        for row in rows.to_pylist():
+            ids, end = row["input_ids"], row["seq_lengths"][0]
+            texts.append(ids[1 : row["prompt_lengths"][0]])
+            texts.append(ids[end - 9 : end + 9])
+    assert max(len(text) for text in texts) > 2 * RUN
+    described = [piece for pieces in descriptions(made).values() for piece in pieces]
     for text, found in zip(texts, look(made, *texts), strict=True):
-        assert tuple(text) in known or not found.is_near_copy
+        windows = [text[i : i + RUN] for i in range(len(text) - RUN + 1)]
+        known = any(
+            window == piece[i : i + RUN]
+            for window in windows
+            for piece in described
+            for i in range(len(piece) - RUN + 1)
+        )
+        assert bool(found.sources) == known
+
+
+def test_hashes_that_are_alike_mislead_nobody(made: Path, monkeypatch) -> None:
+    texts = [piece for pieces in descriptions(made).values() for piece in pieces]
+    expected, hashes = look(made, *texts), copies._hashes
+    monkeypatch.setattr(copies, "_hashes", lambda ids: hashes(ids) & np.uint64(7 << 58))
+    assert look(made, *texts) == expected
 
 
 def test_what_is_too_short_or_new_has_no_source(made: Path) -> None:
@@ -90,6 +114,16 @@ def test_a_copy_of_a_split_article_is_all_of_one(made: Path) -> None:
     # A run over the cut is not seen as one; its tokens are those of two, but for few at the cut.
     assert found.sources[0].tokens >= len(whole) - RUN * len(pieces)
     assert found.is_near_copy
+
+
+def test_what_repeats_itself_is_one_run(made: Path) -> None:
+    tokenizer, texts = ArticleTokenizer(made / TOKENIZER), descriptions(made)
+    phrase = " ".join(WORDS[10:28])
+    (article,) = [a for a, pieces in texts.items() if phrase in tokenizer.decode(pieces[0])]
+    ids = texts[article][0]
+    for text in (ids, ids[: 2 * len(ids) // 3], ids[len(ids) // 4 :]):
+        (found,) = look(made, text)
+        assert found.sources == (Source(article, len(text), len(text), 0),)
 
 
 def test_a_changed_word_parts_a_run(made: Path) -> None:
