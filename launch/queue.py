@@ -94,7 +94,7 @@ def cancel(ids: Sequence[str]) -> None:
     Raises:
         UserError: There is no SLURM here, it does not answer, or the jobs are somebody else's.
     """
-    done = _ask("scancel", *ids)
+    done = ask("scancel", *ids)
     if done is None:
         raise UserError("scancel: not on this machine; cancel on a node that can submit jobs")
     over = ("already completing or completed", "Invalid job id")
@@ -107,9 +107,9 @@ def _queued(wanted: Sequence[str]) -> dict[str, JobState] | None:
     """What squeue knows; None where there is none."""
     fields = ",".join(f"{name}:{width}" for name, width in _WIDTHS.items())
     every = ("squeue", "--noheader", "--states=all", "--array", f"--Format={fields}")
-    done = _ask(*every, f"--jobs={','.join(wanted)}")
+    done = ask(*every, f"--jobs={','.join(wanted)}")
     if done and done.returncode and "Invalid job id" in done.stderr:
-        done = _ask(*every, f"--user={os.getuid()}")  # it says so of a single one that is over
+        done = ask(*every, f"--user={os.getuid()}")  # it says so of a single one that is over
     if done is None:
         return None
     if done.returncode:
@@ -165,7 +165,7 @@ def _accounted(forgotten: Sequence[str]) -> dict[str, JobState]:
     fields = ",".join(_ACCOUNTED)
     only = ("--allocations", "--allusers", "--noheader", "--parsable2", f"--format={fields}")
     try:
-        done = _ask("sacct", *only, f"--jobs={','.join(forgotten)}")
+        done = ask("sacct", *only, f"--jobs={','.join(forgotten)}")
     except UserError as error:
         log.warning("%s; jobs that squeue has forgotten count as gone", error)
         return {}
@@ -187,7 +187,7 @@ def parse_accounts(text: str) -> dict[str, JobState]:
     return _jobs(found)
 
 
-def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
+def ask(*command: str) -> subprocess.CompletedProcess[str] | None:
     """Run a command of SLURM; None where there is none.
 
     Raises:

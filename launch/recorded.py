@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from launch.keys import Keys
-from launch.local import Failure
+from launch.local import Failure, count_cpus
 from pressroom.console import UserError, human_seconds, log, redact
 from pressroom.files import publish_text
+from pressroom.gpus import count_gpus
 from pressroom.locks import is_locked
 from pressroom.run_dir import RunDir
+from pressroom.times import timed_stage
 
 
 @contextmanager
@@ -32,6 +34,7 @@ def recorded(run: RunDir, keys: Keys, stage: str, task: int | None = None) -> It
     if not is_locked(run.lock) and (task is None or _said(run).startswith(f"{what}: ")):
         run.error.unlink(missing_ok=True)
     start = time.monotonic()
+    write_times = timed_stage(stage, _gpus(stage), count_cpus())
     try:
         yield
         seconds = time.monotonic() - start
@@ -43,10 +46,19 @@ def recorded(run: RunDir, keys: Keys, stage: str, task: int | None = None) -> It
             keep_error(run, what, error)
         raise
     finally:
+        if task is None and not is_locked(run.lock):  # tasks would write at the same time
+            write_times(run.times)
         # It draws pictures, whose libraries nobody else here needs.
         from pressroom.report.page import try_publish
 
         try_publish(run)
+
+
+def _gpus(stage: str) -> int | None:
+    """Of a stage but training, whose ranks say it themselves: one, where it uses any."""
+    if stage == "train":
+        return None
+    return 0 if stage in ("prep", "merge") else min(count_gpus(), 1)
 
 
 def keep_error(run: RunDir, what: str, error: UserError) -> None:

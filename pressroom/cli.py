@@ -40,6 +40,7 @@ COMMANDS = {
     "report": ("pressroom.report.command:main", "A run as one page: curves, samples, figures."),
     "run": ("launch.stages:main", "The whole chain, skipping what is done."),
     "runs": ("launch.watch:runs", "What is queued, running, done or failed."),
+    "ledger": ("launch.ledger_command:main", "Where the GPU-hours of runs went."),
     "logs": ("launch.logs:main", "What a run's ranks and jobs say."),
     "cancel": ("launch.watch:cancel", "A run's jobs out of SLURM's queue and off its nodes."),
 }

@@ -103,8 +103,7 @@ class RunDir:
         """
         if not self.environment.is_file():
             raise UserError(f"{self.path}: training has not begun")
-        facts: dict[str, Any] = read_json(self.environment, "train again, under another name")
-        return facts
+        return dict(read_json(self.environment, "train again, under another name"))
 
     @property
     def dataset(self) -> Path:
@@ -127,6 +126,11 @@ class RunDir:
     def metrics(self) -> Path:
         """One JSON line a step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def times(self) -> Path:
+        """One JSON line for each thing that took time, steps that were done again included."""
+        return self.path / "times.jsonl"
 
     @property
     def summary(self) -> Path:
@@ -217,10 +221,7 @@ class RunDir:
         """Stages begun or finished: name -> {key, finished, seconds, files}."""
         if not self.stages_file.is_file():
             return {}
-        stages: dict[str, Any] = read_json(
-            self.stages_file, "delete it, and every stage is done again"
-        )
-        return stages
+        return dict(read_json(self.stages_file, "delete it, and every stage is done again"))
 
     def record_stage(self, name: str, key: str, seconds: float | None = None) -> None:
         """Remember what a stage's output is made from; without seconds, it has only begun."""
@@ -233,13 +234,8 @@ class RunDir:
 
     def output(self, stage: str) -> Path:
         """The file or folder that a stage leaves here."""
-        outputs = {
-            "train": self.adapter,
-            "evaluate": self.evaluation,
-            "merge": self.merged,
-            "generate": self.samples,
-        }
-        return outputs[stage]
+        later = {"evaluate": self.evaluation, "merge": self.merged, "generate": self.samples}
+        return self.adapter if stage == "train" else later[stage]
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write the resolved recipe; later stages may be redone with other settings."""

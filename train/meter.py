@@ -24,6 +24,7 @@ from pressroom.planner.flops import hardware_flops_per_token
 from pressroom.planner.gpu_kinds import KINDS
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
+from pressroom.times import Marks
 
 FIGURES = (
     "tokens",
@@ -47,9 +48,18 @@ class Meter(TrainerCallback):
         recipe: Without `auto`.
         geometry: Of the base, for FLOPs.
         gpus: What the ranks run on, one each.
+        marks: Where what was done is marked.
     """
 
-    def __init__(self, run: RunDir, recipe: Recipe, geometry: Geometry, gpus: Gpus) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        recipe: Recipe,
+        geometry: Geometry,
+        gpus: Gpus,
+        marks: Marks | None = None,
+    ) -> None:
+        self.marks = marks or Marks()
         self._run, self._geometry, self._world_size = run, geometry, gpus.count
         self._checkpointing = recipe.memory.activation_checkpointing
         self._peak_tflops = peak_tflops(gpus, recipe.memory.precision)
@@ -67,6 +77,7 @@ class Meter(TrainerCallback):
         The base is loaded and divided by now: what follows is the peak of the steps.
         """
         self.load_seconds = time.time() - psutil.Process().create_time()
+        self.marks.mark("load", state.global_step)
         self.load_peak_gib = _peak_memory_gib()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # blocks left by loading would stay reserved
@@ -84,10 +95,12 @@ class Meter(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock anew."""
+        self.marks.mark("evaluate", state.global_step)
         self.start_clock()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock anew."""
+        self.marks.mark("save", state.global_step)
         self.start_clock()
 
     def measured(self) -> dict[str, float]:
@@ -149,6 +162,8 @@ class Meter(TrainerCallback):
             return
         if "eval_loss" in logs:
             self._write({"step": state.global_step, "eval_loss": logs["eval_loss"]})
+        if "loss" in logs or "skipped" in logs:
+            self.marks.mark("step", state.global_step)
         if "skipped" in logs:
             self._write({"step": state.global_step, "skipped": 1})
         if "loss" not in logs:

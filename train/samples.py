@@ -72,6 +72,7 @@ class Samples(TrainerCallback):
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         shown = [{"tuned": row["tuned"]["text"], "real": row["reference"] or ""} for row in rows]
         show_texts(self._told, state.global_step, shown)
+        self._meter.marks.mark("evaluate", state.global_step)
         self._meter.start_clock()
 
     def _write(self, model: PreTrainedModel) -> list[dict[str, Any]]:

@@ -59,6 +59,7 @@ class SavingTrainer(Trainer):
         self.watchdog.alive()
         if not self.preemption.agreed():
             return False
+        self.meter.marks.mark("evaluate", self.state.global_step)
         self.control.should_evaluate = False
         self.control.should_save = self.control.should_training_stop = True
         return True

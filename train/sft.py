@@ -170,12 +170,13 @@ def _train(
         log.info("%s, on %s", run.path, rows_folder)
         log.info(recipe.batch.arithmetic(ranks.num_processes, recipe.sequence_length))
 
+    marks = summary.marks(run, gpus, ranks)
     resume, lowest = _agree_on_start(recipe, run, ranks)
     with preemption.ends_loading(run, resume.manifest.step if resume else 0):
         rows = {split: data.load_rows(rows_folder, split) for split in dataset.SPLITS}
         arguments = trainer.training_arguments(recipe, run, ranks.num_processes, len(rows["train"]))
         model = model_builder.build(recipe, folder, ranks.device)
-        meter = Meter(run, recipe, geometry, gpus)
+        meter = Meter(run, recipe, geometry, gpus, marks)
         fine_tuning = trainer.build(recipe, run, arguments, model, folder, rows, meter, preemption)
         if ranks.num_processes > 1 and recipe.parallel.strategy.startswith(("fsdp", "zero3")):
             setup = Setup.of(recipe, geometry, gpus.kind, gpus.nodes, gpus.gpus_per_node)
@@ -189,6 +190,7 @@ def _train(
     fine_tuning.go_on_from(resume, lowest)
     if preemption.agreed():
         preemption.mark(run, fine_tuning.state.global_step)
+        marks.mark("end", fine_tuning.state.global_step)
         return
     summary.write(run, summary.predicted(recipe, geometry, gpus), meter, ranks)
     partial = checkpoint.scratch(run) / "adapter"
@@ -198,6 +200,8 @@ def _train(
             replace_folder(partial, run.adapter)
             log.info("adapter: %s", run.adapter)
     ranks.wait_for_everyone()
+    for what in ("save", "end"):
+        marks.mark(what, fine_tuning.state.global_step)
 
 
 def _agree_on_start(

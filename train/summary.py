@@ -6,6 +6,7 @@ Knows nothing of how either is made.
 import os
 from typing import Any
 
+import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -19,6 +20,7 @@ from pressroom.planner.here import available_gib, cpu, kind_or_like
 from pressroom.planner.memory import GIB, torch_bytes
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
+from pressroom.times import Marks
 from train.meter import Meter
 
 COMPARED = {
@@ -39,6 +41,17 @@ def gpus_of_ranks(ranks: PartialState) -> Gpus:
         size = torch.cuda.get_device_properties(ranks.device).total_memory
         kind = kind_or_like(torch.cuda.get_device_name(ranks.device), size / GIB)
     return Gpus(kind=kind, nodes=ranks.num_processes // per_node, gpus_per_node=per_node)
+
+
+def marks(run: RunDir, gpus: Gpus, ranks: PartialState) -> Marks:
+    """Where rank 0 marks what it does, this process's start first; the others mark nothing."""
+    if not ranks.is_main_process:
+        return Marks()
+    made = Marks(run.times)
+    on_gpus = gpus.count if torch.cuda.is_available() else 0
+    cpus = ranks.num_processes * torch.get_num_threads()
+    made.start(psutil.Process().create_time(), on_gpus, cpus)
+    return made
 
 
 def settle(recipe: Recipe, geometry: Geometry, gpus: Gpus, *, is_main: bool) -> Recipe:
