@@ -197,6 +197,10 @@ def test_keys_follow_what_a_stage_reads(make_recipe, home: Path, tiny_model: Pat
     assert keys("checkpoint.every_steps=7", "evaluation.every_steps=2") == base
     assert keys("generation.titles=9").train == base.train
     assert keys("generation.titles=9").generate != base.generate
+    assert keys("generation.max_new_tokens=9").evaluate != base.evaluate
+    assert keys("evaluation.titles=9").evaluate != base.evaluate
+    none = "evaluation.titles=0"
+    assert keys(none, "generation.max_new_tokens=9").evaluate == keys(none).evaluate
     changed = keys("lora.r=2")
     assert changed.dataset == base.dataset
     assert {changed.train, changed.evaluate, changed.merge}.isdisjoint(
