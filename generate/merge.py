@@ -54,7 +54,7 @@ class Options:
     def command(self, source: Source) -> str:
         """The command that merges so, without a machine's paths."""
         run, folder = source.run, source.adapter.folder
-        what = f"{run.path.parent.name}/{run.path.name}" if run else folder.absolute().name
+        what = run.title if run else folder.absolute().name
         line = f"pressroom merge {what} --base-weights {self.base_weights}"
         line += f" --dtype {self.dtype_for(source)} --shard-size {self.shard_size}"
         return line if self.verify else line + " --no-verify"

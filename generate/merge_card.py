@@ -50,7 +50,7 @@ def facts(source: Source, report: dict[str, Any], command: str, versions: dict[s
     is_local = local_folder(source.base_name).is_dir()
     scored = read_json(run.evaluation, _DAMAGED) if run and run.evaluation.is_file() else {}
     return Facts(
-        name=run.path.parent.name if run else source.adapter.folder.absolute().name,
+        name=run.title.partition("/")[0] if run else source.adapter.folder.absolute().name,
         base=source.base.absolute().name if is_local else source.base_name,
         base_fingerprint=model_fingerprint(source.base),
         license=_license(source.base),
