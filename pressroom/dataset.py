@@ -80,7 +80,8 @@ class Manifest:
             manifest = cls(**{**values, "shards": tuple(Shard(**s) for s in values["shards"])})
             is_as_written = text == manifest.sealed()
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise UserError(f"{path}: not a dataset's manifest ({error}); {mend}") from None
+            what = "of another version of Pressroom" if isinstance(error, TypeError) else error
+            raise UserError(f"{path}: not a dataset's manifest ({what}); {mend}") from None
         if checksum is None:
             raise UserError(f"{path}: has no checksum, as older datasets do not; {mend}")
         if not is_as_written:
