@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from geometries import TINY
 from random_model import config_of
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
@@ -17,15 +18,7 @@ from pressroom.train_sections import Quantization
 from train import quantize
 
 GEOMETRIES = {
-    "tiny": Geometry(
-        vocab_size=512,
-        hidden_size=256,
-        intermediate_size=512,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=64,
-    ),
+    "tiny": TINY,
     "1b": Geometry(
         vocab_size=32_000,
         hidden_size=2048,

@@ -23,8 +23,8 @@ CPU = torch.device("cpu")
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def save_base(folder: Path, dtype: torch.dtype = torch.bfloat16, **shape: Any) -> Path:
-    """A random Llama in several shards, with a tokenizer of three words."""
+def random_llama(dtype: torch.dtype, **shape: Any) -> LlamaForCausalLM:
+    """A random Llama, the same each time."""
     torch.manual_seed(3)
     sizes = {
         "vocab_size": 320,
@@ -34,7 +34,13 @@ def save_base(folder: Path, dtype: torch.dtype = torch.bfloat16, **shape: Any) -
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
     }
-    model = LlamaForCausalLM(LlamaConfig(**{**sizes, **shape})).to(dtype)
+    model: LlamaForCausalLM = LlamaForCausalLM(LlamaConfig(**{**sizes, **shape})).to(dtype)
+    return model
+
+
+def save_base(folder: Path, dtype: torch.dtype = torch.bfloat16, **shape: Any) -> Path:
+    """A random Llama in several shards, with a tokenizer of three words."""
+    model = random_llama(dtype, **shape)
     size = sum(p.numel() * dtype.itemsize for p in model.parameters())
     model.save_pretrained(folder, max_shard_size=size // 3)
     words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))

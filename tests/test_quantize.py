@@ -17,36 +17,23 @@ import torch
 from bitsandbytes.functional import quantize_4bit
 from bitsandbytes.nn import Linear4bit
 from click.testing import CliRunner
+from merging import quantization, random_llama
 from training import losses, train
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from pressroom.console import UserError
 from pressroom.nn import pieces
 from pressroom.nn.nf4 import load_base
 from pressroom.quantized_base import Codes
-from pressroom.train_sections import DTYPES, Precision, Quantization
+from pressroom.train_sections import Precision, Quantization
 from train import quantize
 
 CPU = torch.device("cpu")
 
 
-def quantization(precision: Precision, **how: Any) -> Quantization:
-    dtype = DTYPES[precision]
-    return Quantization(compute_dtype=dtype, storage_dtype=dtype, **how)
-
-
 def save_model(folder: Path, dtype: torch.dtype = torch.bfloat16, **shape: Any) -> Path:
     """A random Llama in several shards."""
-    torch.manual_seed(3)
-    sizes = {
-        "vocab_size": 320,
-        "hidden_size": 64,
-        "intermediate_size": 192,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-    }
-    model = LlamaForCausalLM(LlamaConfig(**{**sizes, **shape})).to(dtype)
+    model = random_llama(dtype, **shape)
     model.save_pretrained(folder, max_shard_size="100KB")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_text("{}")
