@@ -99,7 +99,8 @@ class RunDir(RunPlace):
         """
         folder: Path = self.home / self.facts["dataset"]
         if not folder.is_dir():
-            raise UserError(f"{self.path}: its dataset {folder} is gone")
+            again = f"`pressroom prep {self.recipe}` makes it again of the same articles"
+            raise UserError(f"{self.path}: its dataset {folder} is gone; {again}")
         return folder
 
     @property

@@ -302,6 +302,20 @@ CATALOGUE: dict[str, list[Mistake]] = {
         ),
         Mistake("A run that was not submitted", "pressroom resume news"),
     ],
+    "Experiments": [
+        Mistake("Nothing varies", "pressroom sweep my.yaml"),
+        Mistake(
+            "A key that is unknown, and values that a recipe refuses",
+            "pressroom sweep my.yaml optimizer.lr=1e-4,2e-4 lora.r=8,x",
+        ),
+        Mistake("Points that nothing tells apart", "pressroom sweep my.yaml lora.r=4,8"),
+        Mistake("A range without a number of points", "pressroom sweep my.yaml lora.r=4..8"),
+        Mistake(
+            "No such strategy, and nothing to measure",
+            "pressroom scale my.yaml --points 1 --strategies dpd --steps 5 --warmup-steps 5",
+        ),
+        Mistake("A single size", "pressroom size my.yaml --data 0.5"),
+    ],
     "Runs": [
         Mistake("No such run", "pressroom merge nwes"),
         Mistake(
@@ -314,7 +328,6 @@ CATALOGUE: dict[str, list[Mistake]] = {
         Mistake("Another model's adapter", "pressroom merge news", _other_adapter),
         Mistake("A pickled adapter", "pressroom merge news", _pickle_adapter),
         Mistake("A size without a unit", "pressroom merge news --shard-size 5"),
-        Mistake("Another base than it was trained on", "pressroom merge news", _flip("llama/*ors")),
         Mistake(
             "Damaged notes of a run",
             RUN,
@@ -326,6 +339,12 @@ CATALOGUE: dict[str, list[Mistake]] = {
             ),
         ),
         Mistake("A dataset that is gone", "pressroom evaluate news", _remove("data")),
+        Mistake("Texts that are not there", "pressroom evaluate news --texts text.jsonl"),
+        Mistake(
+            "Texts of another kind",
+            "pressroom evaluate news --texts texts.jsonl",
+            _write("texts.jsonl", '{"text": "A storm"}\n{"continuation": 3}\n[\n'),
+        ),
         Mistake("A cut shard", "pressroom evaluate news", _cut("data/*/held_out/*.arrow")),
         Mistake(
             "A shard with another bit", "pressroom evaluate news", _flip("data/*/held_out/*.arrow")
