@@ -95,7 +95,7 @@ def test_an_article_that_was_trained_on(made: Path, lines, traced, home: Path, m
         f"    trained on it: {first} (finished), {first / 'adapter'}, {first / 'merged'}",
     ]
     (gone,) = [x for x in shown.splitlines() if x.startswith("not looked through")]
-    assert gone.endswith("data/tiny-000000000000 is gone")
+    assert "data/tiny-000000000000 is gone; `pressroom prep " in gone
     assert "2026-01-03" in gone
     monkeypatch.setenv("PRESSROOM_HOME", ".")  # a dataset is itself by whatever path
     assert traced(line["id"])[0].count("trained on it") == 2
