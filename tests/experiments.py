@@ -7,6 +7,8 @@ PRESSROOM_TEST_STOP in its environment it stays at step 1 until the file of that
 
 from pathlib import Path
 
+STOP = "PRESSROOM_TEST_STOP"
+
 TRAINER = """
 import json, os, signal, sys, time
 from pathlib import Path

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import experiments
 import pytest
+from experiments import STOP
 from slurm_site import Site, job_of
 
 from launch.jobs import jobs_of
@@ -65,7 +66,9 @@ SWEEP = (
 
 
 def test_scale_and_sweep_run_as_arrays_and_only_what_is_missing_runs_again(site: Site) -> None:
-    slurm = site.slurm
+    slurm, stop = site.slurm, site.home / "stop"
+    stop.touch()  # no point ends before one of them is cancelled
+    site.env[STOP] = str(stop)
     one = json.loads((site.home / "cluster.yaml").read_text()) | {"nodes": 1}
     (site.home / "one_node.yaml").write_text(json.dumps(one))
     slurm.wait(job_of(site.pressroom(*SCALE), "prep"), "COMPLETED")
@@ -82,6 +85,7 @@ def test_scale_and_sweep_run_as_arrays_and_only_what_is_missing_runs_again(site:
             "cancel", f"{experiment.title}/{name}"
         )
     assert site.pressroom(*SWEEP).count("queued already") >= 1
+    stop.unlink()
     for each, name in zip(begun, killed, strict=True):
         wait(site, [job for other, (job,) in each.items() if other != name])
 
