@@ -65,10 +65,12 @@ SWEEP = (
 )
 
 
-def test_scale_and_sweep_run_as_arrays_and_only_what_is_missing_runs_again(site: Site) -> None:
+def test_scale_and_sweep_run_as_arrays_and_only_what_is_missing_runs_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slurm, stop = site.slurm, site.home / "stop"
     stop.touch()  # no point ends before one of them is cancelled
-    site.env[STOP] = str(stop)
+    monkeypatch.setitem(slurm.env, STOP, str(stop))
     one = json.loads((site.home / "cluster.yaml").read_text()) | {"nodes": 1}
     (site.home / "one_node.yaml").write_text(json.dumps(one))
     slurm.wait(job_of(site.pressroom(*SCALE), "prep"), "COMPLETED")
