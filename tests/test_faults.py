@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from pressroom.locks import lock
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from train import checkpoint
+from train.preempt import Preemption
 
 EVERY = 3
 SEEDS = {"ddp": range(7), "fsdp": range(7, 14), "zero2": range(14, 17), "zero3": range(17, 20)}
@@ -286,3 +288,18 @@ with lock(pathlib.Path(sys.argv[1]), "x"):
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+def test_a_signal_that_comes_while_ranks_agree_is_not_lost() -> None:
+    asked = Preemption()
+
+    def agree(mine: bool) -> list[bool]:
+        """The signal comes behind the question: its handler runs before the answer is there."""
+        asked._hear(signal.SIGUSR2, None)
+        return [mine]
+
+    asked._any = agree  # type: ignore[assignment]
+    assert not asked.agreed()
+    asked._any = lambda mine: [mine]  # type: ignore[assignment]
+    assert asked.agreed()
+    assert asked.agreed()

@@ -57,8 +57,10 @@ class Preemption(TrainerCallback):
 
     def agreed(self) -> bool:
         """Whether any rank was asked; every rank calls it, and gets the same answer."""
-        self._asked = self._any(self._asked)[0]
-        return self._asked
+        agreed = self._any(self._asked)[0]
+        if agreed:  # else the signal may have come while the ranks agreed: it stays
+            self._asked = True
+        return agreed
 
     def _any(self, *mine: bool) -> list[bool]:
         """Of each answer, whether any rank gives it."""
