@@ -194,8 +194,8 @@ def _compared(ours: list[Result], theirs: list[Result]) -> Result:
     for name, of in (("seconds", "ratio"), ("core_seconds", "ratio_of_core_seconds")):
         pairs = [b[name] / a[name] for a, b in zip(ours, theirs, strict=True)]
         told |= {
-            name: round(statistics.median(a[name] for a in ours), 3),
-            f"other_{name}": round(statistics.median(b[name] for b in theirs), 3),
+            name: round(statistics.median(a[name] for a in ours), 6),
+            f"other_{name}": round(statistics.median(b[name] for b in theirs), 6),
             of: round(statistics.median(pairs), 3),
             f"{of}_from_to": [round(min(pairs), 3), round(max(pairs), 3)],
         }

@@ -96,13 +96,13 @@ def test_slurm_takes_every_script(site: Site, script: Path) -> None:
     assert script.stat().st_mode & 0o100
 
 
-STEPS = 240
+STEPS = 160
 
 
 def test_what_happens_to_a_job_changes_no_loss(site: Site) -> None:
     slurm, home = site.slurm, site.home
     long = {"optimizer": {"learning_rate": 1e-2, "num_steps": STEPS}}
-    often = {"checkpoint": {"every_steps": 5}, "evaluation": {"every_steps": 60}}
+    often = {"checkpoint": {"every_steps": 5}, "evaluation": {"every_steps": 40}}
     site.recipe(**long, **often)
     prepare(Recipe.load("recipe.yaml"))
     undisturbed = RunDir(Path(run_ranks("fsdp", fine_tune, str(home), ())[0]))
