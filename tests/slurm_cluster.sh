@@ -194,8 +194,12 @@ start_accounting() { # no passwords and no network: who may open the folder may 
     --innodb-buffer-pool-size=64M --innodb-flush-log-at-trx-commit=0 \
     --innodb-lock-wait-timeout=900 --log-error="$LOG/mariadb.log"
   wait_for mariadb mariadb --no-defaults --socket="$DB/socket" -e "select 1" || return 1
-  spawn slurmdbd ctl env MYSQL_UNIX_PORT="$DB/socket" slurmdbd -D
-  wait_for slurmdbd listening $((PORT + 1))
+  local try
+  for try in 1 2 3; do # on a busy machine its first question to a new database may have no answer
+    spawn slurmdbd ctl env MYSQL_UNIX_PORT="$DB/socket" slurmdbd -D
+    wait_for slurmdbd listening $((PORT + 1)) && return 0
+  done
+  return 1
 }
 
 start_controller() {
