@@ -11,6 +11,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 
 import click
@@ -24,7 +25,7 @@ from pressroom.experiment import find_experiment
 from pressroom.files import home
 from pressroom.locks import is_locked
 from pressroom.run_dir import RunDir
-from pressroom.runs import every_run, named
+from pressroom.runs import every_run, find_run, named
 
 _MOST_RUNS = 20
 _COLOURS = {
@@ -41,7 +42,7 @@ _NUMBERS = ("step", "loss", "tokens/s", "left", "job")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 def runs(name: str | None, every: bool, as_json: bool) -> None:
     """What is queued, running, done or failed: all runs, or those of NAME."""
-    found = _chosen(name) if name else every_run()
+    found = (_points(name) or named(name)) if name else every_run()
     shown = found if every else found[:_MOST_RUNS]
     states = look(shown)
     if as_json:
@@ -71,15 +72,13 @@ def look(shown: Sequence[RunDir]) -> list[RunState]:
     return [run_state(found, known) for found in facts]
 
 
-def _chosen(name: str) -> list[RunDir]:
-    """The runs that a name means, of an experiment its points."""
-    try:
-        return named(name)
-    except UserError:
-        experiment = find_experiment(name)
-        if experiment is None:
-            raise
-    every = map(experiment.run, experiment.definition().points)
+def _points(name: str) -> list[RunDir]:
+    """The points of an experiment that have begun; none where the name means runs, or nothing."""
+    with suppress(UserError):
+        if named(name):
+            return []
+    experiment = find_experiment(name)
+    every = map(experiment.run, experiment.definition().points) if experiment else ()
     return [run for run in every if run.recipe.is_file()]
 
 
@@ -151,11 +150,10 @@ def table(rows: Sequence[Sequence[str]], width: int | None, paint: bool) -> list
 @click.argument("run_name", metavar="RUN|EXPERIMENT")
 def cancel(run_name: str) -> None:
     """Cancel all jobs of a run, or of an experiment's points, that are queued or running."""
-    chosen = _chosen(run_name)
-    if len(chosen) != 1:
-        _cancel_points(chosen)
+    if points := _points(run_name):
+        _cancel_points(points)
         return
-    run = chosen[0]
+    run = find_run(run_name)
     jobs = all_jobs(run)
     if facts_of(run).unfinished and not queue.is_here():
         raise UserError(f"{run.path}: has jobs, and there is no SLURM on this machine to end them")

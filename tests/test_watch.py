@@ -179,6 +179,17 @@ def test_a_stage_that_is_several_tasks_is_one_row(run: RunDir, slurm: FakeSlurm)
     assert slurm.calls("scancel") == ["2 3 4", "1"]
 
 
+def test_of_a_name_with_several_runs_the_newest_is_cancelled(run: RunDir, slurm: FakeSlurm) -> None:
+    newest = RunDir(run.path.with_name("2026-01-03T03-04-05"))
+    newest.begin(Recipe.load("my.yaml"))
+    submit(run, "train")
+    submit(newest, "train", first=2)
+    both = [queue_line(number, "RUNNING", nodes="node1") for number in (1, 2)]
+    slurm.says("squeue", "".join(both))
+    assert "cancelled job 2: train" in pressroom("cancel", "tiny").output
+    assert slurm.calls("scancel") == ["2"]
+
+
 def test_queued_again(run: RunDir) -> None:
     submit(run, "train")
     train(run, 40)
