@@ -7,7 +7,6 @@ points are chosen or run, nor of how results look.
 
 import re
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from pressroom.console import UserError
-from pressroom.files import home, publish_json, publish_text, read_json, readable
+from pressroom.files import home, publish_json, publish_text, read_json, readable, stamped
 from pressroom.run_dir import RunDir
 from pressroom.run_place import EXPERIMENT
 
@@ -94,12 +93,7 @@ class Experiment:
     @classmethod
     def create(cls, definition: Definition) -> "Experiment":
         """Make a new folder that says what was asked."""
-        stamp = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-        folder = home() / "experiments" / definition.name
-        path, again = folder / stamp, 1
-        while path.exists():
-            again += 1
-            path = folder / f"{stamp}-{again}"
+        path = stamped(home() / "experiments" / definition.name)
         path.mkdir(parents=True)
         publish_text(path / "base.yaml", yaml.safe_dump(definition.recipe, sort_keys=False))
         publish_json(path / EXPERIMENT, asdict(definition))
@@ -115,11 +109,6 @@ class Experiment:
     def lock(self) -> Path:
         """Held by the command that carries it out."""
         return self.path / ".lock"
-
-    @property
-    def as_unit(self) -> RunDir:
-        """The folder as what is submitted together: code, sbatch texts, pickles of all points."""
-        return RunDir(self.path)
 
     @property
     def results(self) -> Path:

@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,16 @@ def replace_folder(new: Path, path: Path) -> None:
     new.replace(path)
     _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def stamped(folder: Path) -> Path:
+    """A path in a folder that is not there yet, named by the time."""
+    stamp = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    path, again = folder / stamp, 1
+    while path.exists():
+        again += 1
+        path = folder / f"{stamp}-{again}"
+    return path
 
 
 def lines_until(path: Path, last_step: float = math.inf) -> str:

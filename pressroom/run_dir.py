@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from pressroom.console import UserError
-from pressroom.files import home, publish_json, publish_text, read_json, sizes
+from pressroom.files import home, publish_json, publish_text, read_json, sizes, stamped
 from pressroom.recipe import Recipe
 from pressroom.run_place import RunPlace
 
@@ -29,13 +29,7 @@ class RunDir(RunPlace):
     @classmethod
     def fresh(cls, recipe: Recipe) -> "RunDir":
         """A run directory that is not there yet, named by the time."""
-        stamp = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-        folder = home() / "runs" / recipe.name
-        path, again = folder / stamp, 1
-        while path.exists():
-            again += 1
-            path = folder / f"{stamp}-{again}"
-        return cls(path)
+        return cls(stamped(home() / "runs" / recipe.name))
 
     @classmethod
     def create(cls, recipe: Recipe) -> "RunDir":

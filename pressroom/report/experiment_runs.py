@@ -4,11 +4,11 @@ Everything is read from the runs; nothing is kept apart. Knows nothing of what w
 points, nor of how results look.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from pressroom.console import UserError
 from pressroom.experiment import Definition, Experiment, Point
 from pressroom.files import read_json
 from pressroom.locks import is_locked
@@ -121,6 +121,6 @@ def _note(run: RunDir) -> str:
                 f"{found['loss']:.4f} at step {found['step']}, above the median "
                 f"{found['median']:.4f} of {found['others']} others"
             )
-        except (KeyError, TypeError, json.JSONDecodeError):
+        except (UserError, KeyError, TypeError, ValueError):
             return ""
     return ""

@@ -7,7 +7,7 @@ checked. Knows nothing of files.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pressroom.console import human_seconds
@@ -114,8 +114,6 @@ def _row(line: str, gpus: int, results: Sequence[Result], warmup: int) -> Row:
 
 
 def _with_efficiency(rows: Sequence[Row]) -> list[Row]:
-    from dataclasses import replace
-
     first: dict[str, Row] = {}
     found = []
     for row in rows:
