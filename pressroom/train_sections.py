@@ -4,10 +4,11 @@ Numbers that follow from others are methods, never fields. Knows no torch.
 """
 
 from importlib.util import find_spec
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from pressroom.console import UserError
 from pressroom.sections import STRICT, Positive, Problems, Section
@@ -16,6 +17,7 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 Precision = Literal["bf16", "fp16", "fp32"]
 Strategy = Literal["ddp", "fsdp", "fsdp_offload", "zero2", "zero3", "zero3_offload"]
 Checkpointing = Literal["none", "selective", "full"]
+Save = Literal["all", "less", "least", "plain"]
 Auto = Literal["auto"]
 """What the planner fills in before anything starts: the fastest that fits."""
 DTYPES: dict[Precision, Dtype] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -165,6 +167,38 @@ class Memory(Section):
     activation_checkpointing: Literal[Checkpointing, "auto"] = "none"
     """What of a decoder layer is computed again in the backward pass: nothing, all but its large
     matrix products and attention, or everything; `auto`: the fastest that fits."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Speed(Section):
+    """How fast the same numbers are computed: `auto`, `off`, or key by key."""
+
+    attention: Literal["auto", "varlen", "fa2", "flex", "blocks", "dense"] = "auto"
+    """How articles see themselves only: PyTorch's or flash-attn's FlashAttention, FlexAttention,
+    SDPA article by article, or SDPA under one mask over the micro-batch; `auto`: the first of these
+    that is there."""
+    save: Literal[Save, "auto"] = "auto"
+    """What lean layers keep for the backward pass, where nothing is checkpointed: all that is wide;
+    not gate and up; not the first residual sum either; `auto`: the fastest that fits. `plain`:
+    transformers' and PEFT's own layers. What lean layers do not know, such as dropout, stays plain
+    by itself."""
+    cache: Literal["all", "none", "auto"] = "auto"
+    """Whether 4-bit weights that are not divided over ranks are dequantized once, and kept so;
+    `auto`: where they fit, on a CPU in a fifth of its memory."""
+
+
+def _spelled_out(value: Any) -> Any:
+    """`auto` and `off` as sections."""
+    if value == "auto":
+        return {}
+    if value == "off":
+        return {"attention": "dense", "save": "plain", "cache": "none"}
+    if isinstance(value, dict | Speed):
+        return value
+    raise PydanticCustomError("speed", "must be auto, off or a section")
+
+
+SpeedOrWord = Annotated[Speed, BeforeValidator(_spelled_out)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
