@@ -179,9 +179,9 @@ class Speed(Section):
     that is there."""
     save: Literal[Save, "auto"] = "auto"
     """What lean layers keep for the backward pass, where nothing is checkpointed: all that is wide;
-    not gate and up; not the first residual sum either; `auto`: the fastest that fits. `plain`:
-    transformers' and PEFT's own layers. What lean layers do not know, such as dropout, stays plain
-    by itself."""
+    not gate, up and dropout's masks; not the first residual sum either; `auto`: the fastest that
+    fits. `plain`: transformers' and PEFT's own layers. What lean layers do not know, such as
+    linears without adapter, stays plain by itself."""
     cache: Literal["all", "none", "auto"] = "auto"
     """Whether 4-bit weights that are not divided over ranks are dequantized once, and kept so;
     `auto`: where they fit, on a CPU in a fifth of its memory."""

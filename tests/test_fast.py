@@ -46,6 +46,27 @@ def test_in_fp32_it_is_peft(
     assert largest_difference(found, expected) < 1e-5
 
 
+@pytest.mark.parametrize("base", [(), ("quantization=null",)], ids=["nf4", "whole"])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_dropout_drops_what_peft_drops(
+    make_recipe, tiny_model: Path, level: int, base: tuple[str, ...], checkpointing: bool
+) -> None:
+    """From the same state of the generator, which is left in the same state."""
+    make_recipe()
+    found = []
+    for build in (lambda m: m, lambda m: lean(m, level)):
+        model = build(model_of(tiny_model, "lora.dropout=0.3", *base))
+        if checkpointing:
+            model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(5)
+        micro_batches = [loss_and_gradients(model, row(seed=seed)) for seed in (0, 0)]
+        found.append([*micro_batches, {"next": torch.rand(3)}])
+    for mine, theirs in zip(found[1], found[0], strict=True):
+        assert largest_difference(mine, theirs) < 1e-5
+    assert not torch.equal(found[0][0]["loss"], found[0][1]["loss"])
+
+
 @pytest.mark.parametrize("base", [BF16, WHOLE], ids=["nf4", "whole"])
 @pytest.mark.parametrize(("level", "cache"), CASES)
 def test_in_bf16_it_is_as_near_to_fp32_as_peft(
@@ -210,13 +231,24 @@ def with_dora(model: Any) -> None:
         part.lora_variant["default"] = object()
 
 
+def another_dropout(model: Any) -> None:
+    for layer in model.get_base_model().model.layers:
+        layer.mlp.up_proj.lora_dropout["default"] = torch.nn.AlphaDropout(0.1)
+
+
+def dropout_off(model: Any) -> None:
+    for layer in model.get_base_model().model.layers:
+        layer.mlp.up_proj.lora_dropout["default"].eval()
+
+
 def zero3(model: Any) -> None:
     for layer in model.get_base_model().model.layers:
         layer.input_layernorm.weight.ds_id = 1
 
 
 INELIGIBLE: dict[str, tuple[tuple[str, ...], Callable[[Any], None] | None, str]] = {
-    "dropout": (("lora.dropout=0.1",), None, "dropout"),
+    "dropout": (("lora.dropout=0.1",), another_dropout, "another kind of dropout"),
+    "dropout off": (("lora.dropout=0.1",), dropout_off, "its dropout is switched off"),
     "some linears": (
         ("lora.target_modules=[q_proj,v_proj]",),
         None,
@@ -256,8 +288,8 @@ def test_what_changes_later_falls_back(make_recipe, tiny_model: Path, monkeypatc
     model, plain = lean(model_of(tiny_model), cache="all"), model_of(tiny_model)
     expected = loss_and_gradients(plain, row())
     calls: list[int] = []
-    original = fast_linear.product
-    monkeypatch.setattr("train.fast_layer.product", lambda *a: (calls.append(1), original(*a))[1])
+    original = fast_linear.Use.of
+    monkeypatch.setattr(fast_linear.Use, "of", lambda *a: (calls.append(1), original(*a))[1])
     assert largest_difference(loss_and_gradients(model, row()), expected) < 1e-5
     assert len(calls) == 14
     inputs = attending(row(), "packed_blocks")
@@ -305,7 +337,7 @@ def test_evaluation_and_generation_are_the_models_own(
     make_recipe, tiny_model: Path, monkeypatch
 ) -> None:
     make_recipe()
-    monkeypatch.setattr("train.fast_layer.product", None)
+    monkeypatch.setattr(fast_linear.Use, "of", None)
     model, plain = lean(model_of(tiny_model)).eval(), model_of(tiny_model).eval()
     ids = row()["input_ids"][:, :20]
     options = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}

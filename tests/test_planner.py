@@ -237,7 +237,6 @@ def test_each_way_to_keep_less_needs_less_and_takes_longer() -> None:
     [
         ("speed=off",),
         ("speed.save=plain",),
-        ("lora.dropout=0.1",),
         ("lora.target_modules=[q_proj]",),
         ("parallel.strategy=zero3",),
         ("memory.activation_checkpointing=selective",),

@@ -239,6 +239,8 @@ LEAN = [
     ("gqa", 1, 128, "less", FP32),
     ("mha", 2, 128, "least", ("lora.r=32", "quantization=null")),
     ("gqa", 2, 96, "all", ("memory.activation_checkpointing=full",)),
+    ("gqa", 2, 96, "all", ("lora.dropout=0.1",)),
+    ("gqa", 2, 96, "less", ("lora.dropout=0.1",)),
 ]
 
 
@@ -263,6 +265,9 @@ def test_what_lean_layers_keep_stays_alive(
         ("gqa", 1, 48, "all", ("lora.r=2",)),
         ("narrow", 3, 192, "all", FP32),
         ("gqa", 2, 192, "all", ("memory.activation_checkpointing=full",)),
+        ("mha", 3, 192, "all", ("lora.dropout=0.1",)),
+        ("gqa", 3, 192, "less", ("lora.dropout=0.1",)),
+        ("mha", 3, 192, "least", ("lora.dropout=0.1",)),
     ],
 )
 def test_a_lean_layers_backward_pass_peaks_as_counted(

@@ -68,7 +68,6 @@ def test_a_resume_of_lean_layers_is_exact(
 @pytest.mark.parametrize(
     ("override", "reason"),
     [
-        ("lora.dropout=0.1", "2 stay plain: dropout"),
         ("lora.target_modules=[q_proj]", "2 stay plain: a linear layer without adapter"),
         ("memory.activation_checkpointing=selective", "2 stay plain: selective checkpointing"),
     ],

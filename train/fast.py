@@ -112,7 +112,7 @@ def _forward(layer: LlamaDecoderLayer, parts: list[Adapted], level: int) -> Call
         )
         attend = BACKENDS[backend_of(attention.config._attn_implementation) or "blocks"]
         with torch.autocast(x_TD.device.type, enabled=False):
-            heads = Inputs.apply(x_TD, cos_T1W, sin_T1W, before, parts[:3], *factors[:6])
+            heads = Inputs.apply(x_TD, cos_T1W, sin_T1W, before, parts[:3], level, *factors[:6])
             q, k, v = heads
             attended_TQ = attend(q, k, v, articles, attention.scaling).reshape(len(x_TD), -1)
             return Outputs.apply(attended_TQ, x_TD, after, parts[3:], level, *factors[6:])

@@ -1,16 +1,19 @@
 """A frozen layer, 4-bit or not, and its adapter as one product, and the gradients it owes.
 
-y = x Wᵀ + s (x Aᵀ) Bᵀ: the thin product first, then the large one on top of it, so that the wide
-sum is never made by itself. What is kept for the backward pass is x Aᵀ, and x by whoever calls.
+y = x Wᵀ + s (d(x) Aᵀ) Bᵀ, d being dropout: the thin product first, then the large one on top of it,
+so that the wide sum is never made by itself. What is kept for the backward pass is d(x) Aᵀ and
+what was dropped, and x by whoever calls.
 Legend: T tokens, I inputs, O outputs, R rank. Knows nothing of what lies around a layer.
 """
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import bitsandbytes as bnb
 import torch
 from peft.tuners.lora import Linear, Linear4bit
+
+from train.fast_dropout import Drop, again, drawn
 
 Tensor = torch.Tensor
 
@@ -37,6 +40,12 @@ class Adapted:
     def scaling(self) -> float:
         """What the adapter's product is multiplied by."""
         return float(self.layer.scaling[self.layer.active_adapters[0]])
+
+    @property
+    def dropout(self) -> float:
+        """With which probability an element of the adapter's input is dropped, in training."""
+        module = self.layer.lora_dropout[self.layer.active_adapters[0]]
+        return float(getattr(module, "p", 0))
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -80,71 +89,81 @@ def why_not_plain(layer: Any) -> str | None:
     (name,) = active
     if name in layer.lora_variant or layer.lora_bias.get(name):
         return "another kind of adapter, such as DoRA"
-    if getattr(layer.lora_dropout[name], "p", 0):
-        return "dropout"
+    dropout = layer.lora_dropout[name]
+    if type(dropout) not in (torch.nn.Dropout, torch.nn.Identity):
+        return "another kind of dropout"
+    if dropout.training != layer.training:
+        return "its dropout is switched off"
     return None
 
 
-def product(
-    x_TI: Tensor, weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scaling: float, onto: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The layer's output.
+class Use(NamedTuple):
+    """One use of an adapted layer: its factors, and what is kept besides its input."""
 
-    Args:
-        x_TI: Its input.
-        weight_OI: Dequantized.
-        a_RI: The adapter's first factor, in any dtype.
-        b_OR: Its second.
-        scaling: Of the adapter.
-        onto: [T, O], what the output is added to, or None.
+    part: Adapted
+    a_RI: Tensor
+    """The adapter's first factor, in any dtype."""
+    b_OR: Tensor
+    """Its second."""
+    inner_TR: Tensor
+    """d(x) Aᵀ."""
+    dropped: Tensor | None
+    """What `fast_dropout.drawn` gives."""
 
-    Returns:
-        y [T, O], and x Aᵀ [T, R], which the backward pass needs.
-    """
-    inner_TR = x_TI @ a_RI.to(x_TI.dtype).t()
-    return again(x_TI, inner_TR, weight_OI, b_OR, scaling, onto), inner_TR
+    @classmethod
+    def of(cls, part: Adapted, a_RI: Tensor, b_OR: Tensor, x_TI: Tensor, level: int) -> "Use":
+        """The thin product; at level 0 the mask of dropout is kept, above it is drawn again."""
+        left_TI, dropped = drawn(x_TI, part.dropout, is_kept=level == 0)
+        return cls(part, a_RI, b_OR, left_TI @ a_RI.to(x_TI.dtype).t(), dropped)
 
+    def output(self, x_TI: Tensor, onto_TO: Tensor | None = None) -> Tensor:
+        """The layer's, [T, O], added to `onto`; each time the same bits."""
+        second_RO = self.b_OR.to(x_TI.dtype).t() * self.part.scaling
+        if onto_TO is None:
+            y_TO = self.inner_TR @ second_RO
+        else:
+            y_TO = torch.addmm(onto_TO, self.inner_TR, second_RO)
+        return y_TO.addmm_(x_TI, self.part.weight(x_TI.dtype).t())
 
-def again(
-    x_TI: Tensor,
-    inner_TR: Tensor,
-    weight_OI: Tensor,
-    b_OR: Tensor,
-    scaling: float,
-    onto: Tensor | None = None,
-) -> Tensor:
-    """The output [T, O] where x Aᵀ is there already: bit by bit what `product` gave."""
-    second_RO = b_OR.to(x_TI.dtype).t() * scaling
-    y_TO = inner_TR @ second_RO if onto is None else torch.addmm(onto, inner_TR, second_RO)
-    return y_TO.addmm_(x_TI, weight_OI.t())
+    def drop(self, like_TI: Tensor) -> Drop | None:
+        """What was dropped of the input; `like` has its shape and dtype."""
+        return again(like_TI, self.part.dropout, self.dropped)
 
+    def by_inner(self, by_y_TO: Tensor) -> Tensor:
+        """Gradient of d(x) Aᵀ [T, R]."""
+        return (by_y_TO @ self.b_OR.to(by_y_TO.dtype)).mul_(self.part.scaling)
 
-def inner_gradient(upstream_TO: Tensor, b_OR: Tensor, scaling: float) -> Tensor:
-    """Gradient of x Aᵀ [T, R]."""
-    return (upstream_TO @ b_OR.to(upstream_TO.dtype)).mul_(scaling)
+    def by_factors(
+        self, by_y_TO: Tensor, by_inner_TR: Tensor, x_TI: Tensor, drop: Drop | None
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of A and B, in the dtype that they are trained in."""
+        left_TI = drop(x_TI) if drop else x_TI
+        by_a_RI = by_inner_TR.t() @ left_TI
+        by_b_OR = by_y_TO.t() @ (self.inner_TR * self.part.scaling)
+        return by_a_RI.to(self.a_RI.dtype), by_b_OR.to(self.b_OR.dtype)
 
+    def by_input(
+        self,
+        by_y_TO: Tensor,
+        by_inner_TR: Tensor,
+        drop: Drop | None,
+        onto_TI: Tensor | None = None,
+    ) -> Tensor:
+        """Gradient of x [T, I]; added to `onto` in place, where that is given."""
+        a_RI = self.a_RI.to(by_y_TO.dtype)
+        if drop:
+            thin_TI = drop(by_inner_TR @ a_RI)
+            by_x_TI = thin_TI if onto_TI is None else onto_TI.add_(thin_TI)
+        elif onto_TI is None:
+            by_x_TI = by_inner_TR @ a_RI
+        else:
+            by_x_TI = onto_TI.addmm_(by_inner_TR, a_RI)
+        return by_x_TI.addmm_(by_y_TO, self.part.weight(by_y_TO.dtype))
 
-def gradients(
-    upstream_TO: Tensor,
-    by_inner_TR: Tensor,
-    x_TI: Tensor,
-    inner_TR: Tensor,
-    scaling: float,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of A and B, in the dtype that they are trained in."""
-    by_b_OR = upstream_TO.t() @ (inner_TR * scaling)
-    return (by_inner_TR.t() @ x_TI).to(dtype), by_b_OR.to(dtype)
-
-
-def input_gradient(
-    upstream_TO: Tensor,
-    by_inner_TR: Tensor,
-    weight_OI: Tensor,
-    a_RI: Tensor,
-    onto: Tensor | None = None,
-) -> Tensor:
-    """Gradient of x [T, I]; added to `onto` in place, where that is given."""
-    a_RI = a_RI.to(upstream_TO.dtype)
-    by_x_TI = by_inner_TR @ a_RI if onto is None else onto.addmm_(by_inner_TR, a_RI)
-    return by_x_TI.addmm_(upstream_TO, weight_OI)
+    def gradients(
+        self, by_y_TO: Tensor, x_TI: Tensor, onto_TI: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of x, added to `onto` in place, where that is given; of A and of B."""
+        drop, by_inner_TR = self.drop(x_TI), self.by_inner(by_y_TO)
+        of_factors = self.by_factors(by_y_TO, by_inner_TR, x_TI, drop)
+        return self.by_input(by_y_TO, by_inner_TR, drop, onto_TI), *of_factors

@@ -127,12 +127,19 @@ class DecoderLayer:
 
         Its input, e d; both norms' scales, 8; queries, keys, values, attention's output and
         logsumexp; e r of each adapter. `less` keeps the first residual sum besides, e d; `all` gate
-        and up too, 2 e f.
+        and up too, 2 e f, and dropout's masks.
         """
         hidden, inner = self.geometry.hidden_size, self.geometry.intermediate_size
         wide = {"least": 0, "less": hidden, "all": hidden + 2 * inner}[self.save]
         inside = self.lora.r * len(self.targets)
-        return self.element * (hidden + wide + inside) + 8 + self.attended
+        masks = self.masks if self.save == "all" else 0
+        return self.element * (hidden + wide + inside) + masks + 8 + self.attended
+
+    @property
+    def masks(self) -> int:
+        """A token's bytes of dropout's masks, one for each element of an adapter's input."""
+        shapes = self.geometry.linear_shapes
+        return (self.lora.dropout > 0) * sum(shapes[name][1] for name in self.targets)
 
     @property
     def attended(self) -> int:

@@ -136,12 +136,11 @@ class Setup:
 
 def _save(recipe: Recipe, geometry: Geometry) -> Save:
     """What layers keep: `plain` where the recipe shows that lean layers do not know them."""
-    lora, targets = recipe.lora, recipe.lora.target_modules
+    targets = recipe.lora.target_modules
     is_known = (
         recipe.speed.attention != "dense"
         and recipe.memory.activation_checkpointing != "selective"
         and not recipe.parallel.strategy.startswith("zero3")
-        and not lora.dropout
         and (targets == "all-linear" or set(targets) >= set(geometry.linear_shapes))
     )
     save = "all" if recipe.speed.save == "auto" else recipe.speed.save
