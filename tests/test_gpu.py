@@ -140,3 +140,25 @@ def test_attention_and_lean_layers_are_as_near_to_fp32_as_a_dense_mask(
     assert 1e-4 < off(plain) < 0.05
     assert off(found) <= 1.25 * off(plain)
     assert abs(float(found["loss"] - exact["loss"])) < 1e-2
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_lean_layers_drop_what_peft_drops(make_recipe, tiny_model: Path, level: int) -> None:
+    """On the card too the same elements, whether their mask is kept or drawn again."""
+    from fast_models import loss_and_gradients, model_of
+
+    from train import fast
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    make_recipe()
+    found = []
+    for is_lean in (False, True):
+        gpu = torch.device("cuda:0")
+        model = model_of(tiny_model, "lora.dropout=0.3", backend="blocks", device=gpu)
+        if is_lean:
+            assert fast.speed_up(model, level=level).patched == 2
+        torch.manual_seed(5)
+        found.append(loss_and_gradients(model, packed_row()))
+    plain, lean = found
+    for name, gradient in plain.items():
+        assert float((lean[name] - gradient).norm() / gradient.norm()) < 1e-3, name
