@@ -1,15 +1,19 @@
-"""What a variant should take: FLOPs by formula, memory and speed by the planner."""
+"""What a variant should take: FLOPs by formula, memory and speed by the planner; if it can be."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from stacks import Variant, bench_recipe
 
+from pressroom.console import UserError
 from pressroom.geometry import Geometry
 from pressroom.planner.choice import option
 from pressroom.planner.memory import GIB, torch_bytes
+from train.speed import attention_here
 from train.summary import gpus_of_ranks
 
 
@@ -42,3 +46,24 @@ def predicted(variant: Variant, geometry: Geometry, length: int) -> dict[str, An
         "weights_dequantized_once": planned.setup.is_cached,
         "predicted_tokens_per_second": round(planned.tokens_per_second_per_gpu, 1),
     }
+
+
+def require_possible(
+    variants: Sequence[Variant], geometry: Geometry, length: int, device: torch.device
+) -> None:
+    """See that each of our variants is a recipe, and its attention here, before minutes are spent.
+
+    Raises:
+        UserError: Naming each that is not.
+    """
+    wrong = []
+    for variant in variants:
+        if variant.stack != "pressroom":
+            continue
+        try:
+            recipe = bench_recipe(variant, geometry, length, 1, 1, Path(tempfile.mkdtemp()))
+            attention_here(recipe, geometry.head_dim, device)
+        except UserError as error:
+            wrong.append(f"{variant}: {error}")
+    if wrong:
+        raise UserError("\n".join(wrong))

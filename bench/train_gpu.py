@@ -17,7 +17,7 @@ from typing import Any
 import click
 import torch
 from breakdown import shares
-from foretold import flops_per_token, predicted
+from foretold import flops_per_token, predicted, require_possible
 from geometries import GEOMETRIES
 from random_model import random_base
 from random_rows import random_rows
@@ -201,6 +201,7 @@ def main(
         raise UserError(str(error)) from None
     geometry = GEOMETRIES[size]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    require_possible(chosen, geometry, sequence_length, device)
     peak = sustained_tflops(device)
     start = time.monotonic()
     base = random_base(geometry, device)

@@ -77,8 +77,13 @@ class Source:
 
     def _override(self, tree: dict[str, Any], key: Key, value: str) -> None:
         branch: Any = tree
-        for part in key[:-1]:
-            if not isinstance(branch.get(part), dict):
+        for depth, part in enumerate(key[:-1], start=1):
+            there = branch.get(part)
+            if isinstance(there, str) and there != "auto":
+                section = dotted(key[:depth])
+                message = f"would undo {section}={there}; give {section}={{...}} as a whole"
+                self.problems.append(("command line", f"{dotted(key)}: {message}"))
+            if not isinstance(there, dict):
                 branch[part] = {}
             branch = branch[part]
         for stale in [k for k in self.places if k[: len(key)] == key]:

@@ -1,5 +1,6 @@
 """Every way of attending: articles see themselves only, and gradients are those of a dense mask."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,17 @@ def test_every_backend_is_the_dense_mask(
             assert float((gradient - of_dense[name]).abs().max()) < 1e-5 * max(scale, 1), name
 
 
+def test_how_varlen_is_called_is_looked_up_once(stand_ins: None, monkeypatch) -> None:
+    looked: list[Any] = []
+    real = inspect.signature
+    monkeypatch.setattr(inspect, "signature", lambda f: looked.append(f) or real(f))
+    told = attending(micro_batch(3, 4), "packed_varlen")["articles"]
+    q = torch.randn(7, 2, 8)
+    for _ in range(3):
+        attention_backends.BACKENDS["varlen"](q, q, q, told, 0.25)
+    assert len(looked) == 1
+
+
 @pytest.mark.parametrize("scores", [attention_cpu.SCORES, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("key_heads", [4, 2])
@@ -164,24 +176,31 @@ def test_without_articles_attention_is_transformers_own(tiny_model: Path) -> Non
 
 
 def test_the_best_that_is_here_is_chosen_and_what_is_not_is_told(monkeypatch) -> None:
-    assert attention.choose("auto", CPU, torch.bfloat16) == "blocks"
+    assert attention.choose("auto", CPU, torch.bfloat16, 128) == "blocks"
     message = "speed.attention: varlen: it needs a GPU; here there is blocks"
     with pytest.raises(UserError, match=message):
-        attention.choose("varlen", CPU, torch.bfloat16)
+        attention.choose("varlen", CPU, torch.bfloat16, 128)
     gpu = torch.device("cuda:0")
     monkeypatch.setattr(attention, "find_spec", lambda name: name != "flash_attn")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert attention.choose("auto", gpu, torch.bfloat16) == "varlen"
-    assert attention.choose("auto", gpu, torch.float32) == "flex"
+    assert attention.choose("auto", gpu, torch.bfloat16, 128) == "varlen"
+    assert attention.choose("auto", gpu, torch.float32, 128) == "flex"
     with pytest.raises(UserError, match="flash_attn is not installed; here there is varlen, flex"):
-        attention.choose("fa2", gpu, torch.bfloat16)
+        attention.choose("fa2", gpu, torch.bfloat16, 128)
+    # OpenLLaMA 3B's heads are 100 wide: PyTorch's kernel takes multiples of 8, flash-attn pads.
+    assert attention.choose("auto", gpu, torch.bfloat16, 100) == "flex"
+    with pytest.raises(UserError, match="varlen: it has no kernel for heads of 100; here there is"):
+        attention.choose("varlen", gpu, torch.bfloat16, 100)
+    monkeypatch.setattr(attention, "find_spec", lambda name: True)
+    assert attention.choose("auto", gpu, torch.bfloat16, 100) == "fa2"
+    assert attention.choose("auto", gpu, torch.bfloat16, 512) == "flex"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "T4")
-    assert attention.choose("auto", gpu, torch.float16) == "flex"
+    assert attention.choose("auto", gpu, torch.float16, 128) == "flex"
     monkeypatch.setattr(attention, "find_spec", lambda name: None)
-    assert attention.choose("auto", gpu, torch.float16) == "blocks"
+    assert attention.choose("auto", gpu, torch.float16, 128) == "blocks"
     with pytest.raises(UserError, match="needs an Ampere or newer, not a T4"):
-        attention.choose("varlen", gpu, torch.float16)
+        attention.choose("varlen", gpu, torch.float16, 128)
 
 
 @pytest.mark.parametrize("backend", ["dense", *attention_backends.BACKENDS])

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from pressroom.console import UserError
 from pressroom.geometry import SIZES
 
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.append(str(BENCH))
 
 import table  # noqa: E402
+import train_gpu  # noqa: E402
 from breakdown import class_of  # noqa: E402
 from stacks import Variant  # noqa: E402
 from train_gpu import flops_per_token  # noqa: E402
@@ -62,6 +64,17 @@ def test_every_variant_gives_a_row_with_its_figures(rows: list[dict[str, Any]]) 
             classes |= {"attention", "dequantize"}
         assert classes <= row["time_by_kernel"].keys()
         assert {"hardware", "torch", "commit", "date", "command"} <= row.keys()
+
+
+def test_every_variant_that_cannot_be_is_told_before_anything_is_built(monkeypatch) -> None:
+    monkeypatch.setattr(train_gpu, "random_base", None)
+    wrong = ("pressroom:1:full:auto:less", "trl:1", "pressroom:1:none:varlen")
+    options = [part for variant in wrong for part in ("--variant", variant)]
+    with pytest.raises(UserError) as told:
+        train_gpu.main(["--geometry", "tiny", *options], standalone_mode=False)
+    first, second = str(told.value).splitlines()
+    assert "speed.save: less has layers compute" in first
+    assert "speed.attention: varlen: it needs a GPU" in second
 
 
 def test_losses_are_those_of_a_model_that_knows_nothing(rows: list[dict[str, Any]]) -> None:

@@ -116,7 +116,7 @@ def test_attention_and_lean_layers_are_as_near_to_fp32_as_a_dense_mask(
     from train import attention, fast
 
     gpu = torch.device("cuda:0")
-    if why := attention.missing(backend, gpu, torch.bfloat16):
+    if why := attention.missing(backend, gpu, torch.bfloat16, 16):
         pytest.skip(f"{backend}: {why}")
     make_recipe()
 

@@ -157,6 +157,25 @@ def test_a_base_that_is_not_quantized_may_be() -> None:
     assert found[0].recipe.quantization == Quantization()
 
 
+@pytest.mark.parametrize("asked", ["speed.save=less", "speed.cache=all"])
+def test_speed_that_is_asked_for_hides_no_fit(asked: str) -> None:
+    """Beside `less` nothing may be checkpointed, as plain layers need; a cache takes the room."""
+    keys = ["parallel.strategy=ddp", "memory.activation_checkpointing=none"]
+    keys += ["lora.target_modules=[q_proj]"] if "save" in asked else []
+    batch = ["batch.micro_batch_size=16", "batch.global_batch_size=16"]
+    free = Recipe.load("llama2_70b", [*keys, *batch])
+    recipe = Recipe.load("llama2_70b", [*keys, *batch, asked])
+    (first, *_), (other, *_) = (
+        nearest_fits(r, SIZES["70b"], on("a100-80")) for r in (recipe, free)
+    )
+    key = asked.partition("=")[0]
+    assert [change for change in first.changes if not change.startswith(key)] == [*other.changes]
+    changed = {change.partition("=")[0] for change in first.changes}
+    stays = [k for k in (*keys, *batch, asked) if k.partition("=")[0] not in changed]
+    again = Recipe.load("llama2_70b", [*stays, *first.changes])
+    assert option(again, SIZES["70b"], on("a100-80")).plan.fits_well
+
+
 def test_auto_obeys_the_rules_between_sections() -> None:
     fp16 = ["memory.precision=fp16", "quantization.compute_dtype=float16"]
     recipe = Recipe.load("llama2_7b", [*ALL_AUTO, *fp16])

@@ -78,8 +78,11 @@ def test_what_cannot_be_lean_says_so_once(make_recipe, caplog, override: str, re
     assert reason in told(caplog)
 
 
-def test_an_attention_that_is_not_here_ends_the_run(make_recipe) -> None:
+def test_an_attention_that_is_not_here_ends_the_run_before_it_loads(
+    make_recipe, monkeypatch
+) -> None:
     make_recipe()
+    monkeypatch.setattr("train.model.build", None)
     with pytest.raises(UserError, match=r"speed.attention: varlen: it needs a GPU; here there is"):
         train("speed.attention=varlen")
 
@@ -89,6 +92,9 @@ def test_a_word_for_speed_is_one_of_two(make_recipe) -> None:
     assert Recipe.load("recipe.yaml", ["speed=auto"]).speed == Recipe.load("recipe.yaml").speed
     off = Recipe.load("recipe.yaml", ["speed=off"]).speed
     assert (off.attention, off.save, off.cache) == ("dense", "plain", "none")
+    assert Recipe.load("recipe.yaml", ["speed=auto", "speed.save=less"]).speed.save == "less"
+    with pytest.raises(UserError, match=r"line: speed.cache: would undo speed=off; give speed={"):
+        Recipe.load("recipe.yaml", ["speed=off", "speed.cache=all"])
     with pytest.raises(UserError, match='speed: must be auto, off or a section, not "fast"'):
         Recipe.load("recipe.yaml", ["speed=fast"])
     with pytest.raises(UserError, match=r"speed.attention: 'blox' is not one .* mean blocks\?"):

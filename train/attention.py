@@ -22,10 +22,13 @@ from train.attention_backends import BACKENDS, Attend
 Tensor = torch.Tensor
 PREFIX = "packed_"
 """Before a backend's name, where transformers knows it: what it finds `flash` in is its own."""
+WIDEST = 256
+"""Heads that FlashAttention has kernels for; PyTorch's varlen_attn, unlike its SDPA, does not pad
+to a multiple of 8."""
 
 
-def missing(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a backend cannot be used here, or None where it can."""
+def missing(backend: str, device: torch.device, dtype: torch.dtype, width: int) -> str | None:
+    """Why a backend cannot be used here for heads of a width, or None where it can."""
     if backend in ("blocks", "dense"):
         return None
     if device.type != "cuda":
@@ -36,20 +39,28 @@ def missing(backend: str, device: torch.device, dtype: torch.dtype) -> str | Non
         return "it computes in bf16 and fp16 only"
     if torch.cuda.get_device_capability(device)[0] < 8:
         return f"it needs an Ampere or newer, not a {torch.cuda.get_device_name(device)}"
+    if width > WIDEST or (backend == "varlen" and width % 8):  # flash-attn's package pads
+        return f"it has no kernel for heads of {width}"
     module = "torch.nn.attention.varlen" if backend == "varlen" else "flash_attn"
     return None if find_spec(module) else f"{module} is not installed"
 
 
-def choose(asked: str, device: torch.device, dtype: torch.dtype) -> str:
+def choose(asked: str, device: torch.device, dtype: torch.dtype, width: int) -> str:
     """The backend that is asked for, or, for `auto`, the best that is here.
+
+    Args:
+        asked: `speed.attention`.
+        device: Where the model is, or will be.
+        dtype: What it computes in.
+        width: Of a head.
 
     Raises:
         UserError: What is asked for is not here.
     """
     if asked == "auto":
-        return next(name for name in BACKENDS if missing(name, device, dtype) is None)
-    if why := missing(asked, device, dtype):
-        here = [name for name in BACKENDS if missing(name, device, dtype) is None]
+        return next(name for name in BACKENDS if missing(name, device, dtype, width) is None)
+    if why := missing(asked, device, dtype, width):
+        here = [name for name in BACKENDS if missing(name, device, dtype, width) is None]
         raise UserError(f"speed.attention: {asked}: {why}; here there is {', '.join(here)}")
     return asked
 

@@ -4,6 +4,7 @@ Legend: T tokens of a micro-batch, H heads, K key heads, W width of a head. Know
 or of which of these this machine has.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,12 @@ from train.attention_cpu import Runs
 Tensor = torch.Tensor
 
 
+@functools.cache
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    """Names of a function's parameters, looked up once: each layer of each micro-batch asks."""
+    return frozenset(inspect.signature(function).parameters)
+
+
 def _varlen(
     q_THW: Tensor, k_TKW: Tensor, v_TKW: Tensor, articles: Articles, scale: float
 ) -> Tensor:
@@ -25,7 +32,7 @@ def _varlen(
 
     starts, longest = articles.starts, articles.longest
     # How one asks for causality, scale and shared key heads changed from version to version.
-    known = inspect.signature(varlen_attn).parameters
+    known = _parameters(varlen_attn)
     options: dict[str, Any] = {"enable_gqa": True, "scale": scale}
     options |= {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     options = {name: value for name, value in options.items() if name in known}

@@ -52,6 +52,7 @@ from train.environment import environment
 from train.meter import Meter
 from train.preempt import Preemption
 from train.roll_call import RollCall
+from train.speed import attention_here
 
 
 @click.command()
@@ -100,6 +101,7 @@ def _fine_tune(
         recipe.require_fit(geometry)
         gpus = summary.gpus_of_ranks(ranks)
         recipe = summary.settle(recipe, geometry, gpus, is_main=ranks.is_main_process)
+        attention_here(recipe, geometry.head_dim, ranks.device)  # before the base is loaded
         foretold = summary.predicted(recipe, geometry, gpus)
         preflight.check(roll_call, ranks, foretold, gpus, run_path)
     spec = spec_of(recipe, ArticleTokenizer(folder).fingerprint)

@@ -22,6 +22,21 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MOST = -1, -3, 2**25
 """Parameters of glibc's `mallopt`, and the most that the second may be."""
 
 
+def attention_here(recipe: Recipe, width: int, device: torch.device) -> str:
+    """The way to attend that a recipe gets on a device, whose name `train/attention.py` knows.
+
+    Args:
+        recipe: Its `speed.attention`, and its precision.
+        width: Of the model's heads.
+        device: Where the model is, or will be.
+
+    Raises:
+        UserError: The recipe asks for an attention that is not here.
+    """
+    dtype = getattr(torch, DTYPES[recipe.memory.precision])
+    return attention.choose(recipe.speed.attention, device, dtype, width)
+
+
 def quicken(
     model: PeftModel, recipe: Recipe, device: torch.device, *, is_main: bool = True
 ) -> Report | None:
@@ -40,8 +55,7 @@ def quicken(
         UserError: The recipe asks for an attention that is not here.
     """
     base, speed = model.get_base_model(), recipe.speed
-    dtype = getattr(torch, DTYPES[recipe.memory.precision])
-    backend = attention.choose(speed.attention, device, dtype)
+    backend = attention_here(recipe, base.config.head_dim, device)
     if base.config.attention_dropout:
         backend = "dense"  # the others have none
     selective = recipe.memory.activation_checkpointing == "selective"

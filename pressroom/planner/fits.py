@@ -41,8 +41,8 @@ def resolve(recipe: Recipe, geometry: Geometry, gpus: Gpus) -> tuple[Recipe, lis
 def nearest_fits(recipe: Recipe, geometry: Geometry, gpus: Gpus, most: int = 4) -> list[Option]:
     """What would fit, in order of what it costs: first what trains the same, then what does not.
 
-    Within a kind of change the fastest comes first. Changes: micro-batch, checkpointing and
-    strategy; quantization; half the row; then more GPUs and other kinds, the fewest GiB first.
+    Within a kind of change the fastest comes first. Changes: micro-batch, checkpointing, strategy
+    and speed; quantization; half the row; then more GPUs and other kinds, the fewest GiB first.
     """
     found: list[Option] = []
     free = _freed(recipe)
@@ -63,11 +63,18 @@ def nearest_fits(recipe: Recipe, geometry: Geometry, gpus: Gpus, most: int = 4) 
 
 
 def _freed(recipe: Recipe) -> Recipe:
+    asked = recipe.speed
+    speed = replace(
+        asked,  # what it forbids stays forbidden
+        save="plain" if asked.save == "plain" else "auto",
+        cache="none" if asked.cache == "none" else "auto",
+    )
     return replace(
         recipe,
         batch=replace(recipe.batch, micro_batch_size="auto"),
         memory=replace(recipe.memory, activation_checkpointing="auto"),
         parallel=replace(recipe.parallel, strategy="auto"),
+        speed=speed,
     )
 
 
@@ -92,6 +99,7 @@ def _with_changes(recipe: Recipe, found: Option, gpus: Gpus) -> Option:
     keys = (
         *("batch.micro_batch_size", "memory.activation_checkpointing", "parallel.strategy"),
         *("quantization", "quantization.double_quant", "sequence_length"),
+        *("speed.save", "speed.cache"),
     )
     changes = [f"{k}={_yaml(found.recipe.value(k))}" for k in keys if _differs(k, recipe, found)]
     if str(found.gpus) != str(gpus):
@@ -104,6 +112,8 @@ def _differs(key: str, recipe: Recipe, found: Option) -> bool:
         return recipe.quantization is None and found.recipe.quantization is not None
     if key == "quantization.double_quant" and recipe.quantization is None:
         return False
+    if key.startswith("speed.") and recipe.value(key) == "auto":
+        return False  # filled in by itself, here as there
     return bool(recipe.value(key) != found.recipe.value(key))
 
 
