@@ -10,6 +10,15 @@ from typing import Any
 
 from pressroom.console import UserError
 
+_NONE = (False, 0, None)
+_LLAMA2: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "attention_bias": _NONE,
+    "mlp_bias": _NONE,
+    "attention_dropout": _NONE,
+}
+"""Keys of a config -> what they are in Llama 2, where they are there."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
@@ -25,6 +34,8 @@ class Geometry:
     tied_embeddings: bool = False
     max_positions: int = 4096
     """Tokens of the longest text that it was pretrained on."""
+    oddities: frozenset[str] = frozenset()
+    """Keys of its config in which it is not as Llama 2 is: biases, dropout, another activation."""
 
     @classmethod
     def of(cls, model: str | Path) -> "Geometry":
@@ -63,6 +74,7 @@ class Geometry:
                 head_dim=config.get("head_dim") or config["hidden_size"] // heads,
                 tied_embeddings=config.get("tie_word_embeddings", False),
                 max_positions=config.get("max_position_embeddings") or 4096,
+                oddities=frozenset(k for k, v in _LLAMA2.items() if config.get(k, v[0]) not in v),
             )
         except KeyError as error:
             raise UserError(f"{name}: has no {error}") from None

@@ -4,13 +4,14 @@ import json
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from test_house import modules_after
 
 from pressroom.console import UserError
-from pressroom.geometry import SIZES
+from pressroom.geometry import SIZES, Geometry
 from pressroom.gpus import Driver
 from pressroom.planner import here
 from pressroom.planner.choice import Gpus, option, options
@@ -249,6 +250,36 @@ def test_each_way_to_keep_less_needs_less_and_takes_longer() -> None:
     plain = planned(none, "speed=off")
     assert plain.peak_gib > ways[0].peak_gib
     assert plain.tokens_per_second_per_gpu < ways[0].tokens_per_second_per_gpu
+
+
+@pytest.mark.parametrize(
+    ("config", "attention"),
+    [
+        ({"attention_bias": True}, "flash"),
+        ({"mlp_bias": True}, "flash"),
+        ({"hidden_act": "gelu"}, "flash"),
+        ({"attention_dropout": 0.1}, "sdpa"),
+    ],
+    ids=str,
+)
+def test_a_model_that_stays_plain_is_planned_plain(config: dict[str, Any], attention: str) -> None:
+    """What lean layers do not know of a model is in its config; dropout takes a dense mask."""
+    usual = {"model_type": "llama", "vocab_size": 32000, "num_attention_heads": 32}
+    usual |= {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    as_ever = {"hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0}
+    recipe = Recipe.load("llama2_7b")
+    for own, save, expected in ((as_ever, "all", "flash"), (config, "plain", attention)):
+        geometry = Geometry.from_config({**usual, **own})
+        setup = option(recipe, geometry, on("h200")).plan.setup
+        assert (setup.save, setup.attention) == (save, expected)
+        assert setup.is_cached == (save != "plain")
+
+
+def test_fsdp_on_one_gpu_caches_as_ddp_does() -> None:
+    recipe = Recipe.load("llama2_13b", ["parallel.strategy=fsdp"])
+    assert option(recipe, SIZES["13b"], on("h200")).plan.setup.is_cached
+    divided = replace(recipe, speed=replace(recipe.speed, cache="all"))
+    assert not option(divided, SIZES["13b"], on("2xh200")).plan.setup.is_cached
 
 
 @pytest.mark.parametrize(

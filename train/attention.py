@@ -33,12 +33,12 @@ def missing(backend: str, device: torch.device, dtype: torch.dtype, width: int) 
         return None
     if device.type != "cuda":
         return "it needs a GPU"
+    if torch.cuda.get_device_capability(device)[0] < 8:
+        return f"it needs an Ampere or newer, not a {torch.cuda.get_device_name(device)}"
     if backend == "flex":
         return None if find_spec("triton") else "triton is not installed"
     if dtype == torch.float32:
         return "it computes in bf16 and fp16 only"
-    if torch.cuda.get_device_capability(device)[0] < 8:
-        return f"it needs an Ampere or newer, not a {torch.cuda.get_device_name(device)}"
     if width > WIDEST or (backend == "varlen" and width % 8):  # flash-attn's package pads
         return f"it has no kernel for heads of {width}"
     module = "torch.nn.attention.varlen" if backend == "varlen" else "flash_attn"

@@ -60,6 +60,8 @@ def _flex(q_THW: Tensor, k_TKW: Tensor, v_TKW: Tensor, articles: Articles, scale
     from torch.nn.attention.flex_attention import flex_attention
 
     if not _compiled_flex:
+        # Of 8, rows of few tokens and of one take so many that flex would go on uncompiled.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         _compiled_flex.append(torch.compile(flex_attention))
     attention = _compiled_flex[0] if q_THW.is_cuda else flex_attention
     heads = (t.transpose(0, 1)[None] for t in (q_THW, k_TKW, v_TKW))

@@ -70,7 +70,7 @@ def quicken(
         else:
             is_cached = speed.cache == "all"
             report = fast.speed_up(model, level=LEVELS[speed.save], is_cached=is_cached)
-            if device.type == "cpu":
+            if report.patched and device.type == "cpu":
                 _keep_freed_memory()
     if is_main:
         kept = f", save {speed.save}" if report and report.patched else ""

@@ -62,7 +62,8 @@ class Setup:
         if recipe.autos:
             raise UserError(f"{', '.join(recipe.autos)}: auto is not filled in yet")
         save = _save(recipe, geometry)
-        is_divided = recipe.parallel.strategy.startswith(("fsdp", "zero3"))
+        is_divided = nodes * gpus_per_node > 1 and recipe.parallel.strategy.startswith("fsdp")
+        is_dense = recipe.speed.attention == "dense" or "attention_dropout" in geometry.oddities
         is_kept = save != "plain" and recipe.quantization is not None and not is_divided
         setup = cls(
             geometry=geometry,
@@ -77,7 +78,7 @@ class Setup:
             nodes=nodes,
             gpus_per_node=gpus_per_node,
             paged_optimizer=recipe.optimizer.name.startswith("paged_"),
-            attention="sdpa" if recipe.speed.attention == "dense" else "flash",
+            attention="sdpa" if is_dense else "flash",
             save=save,
             is_cached=is_kept and recipe.speed.cache == "all",
             loads_on_gpu=not recipe.parallel.strategy.startswith("fsdp"),
@@ -138,7 +139,8 @@ def _save(recipe: Recipe, geometry: Geometry) -> Save:
     """What layers keep: `plain` where the recipe shows that lean layers do not know them."""
     targets = recipe.lora.target_modules
     is_known = (
-        recipe.speed.attention != "dense"
+        not geometry.oddities
+        and recipe.speed.attention != "dense"
         and recipe.memory.activation_checkpointing != "selective"
         and not recipe.parallel.strategy.startswith("zero3")
         and (targets == "all-linear" or set(targets) >= set(geometry.linear_shapes))
