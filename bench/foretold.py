@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -12,24 +12,26 @@ from stacks import Variant, bench_recipe
 from pressroom.console import UserError
 from pressroom.geometry import Geometry
 from pressroom.planner.choice import option
+from pressroom.planner.flops import hardware_flops_per_token
 from pressroom.planner.memory import GIB, torch_bytes
+from pressroom.train_sections import Checkpointing, Save
 from train.speed import attention_here
 from train.summary import gpus_of_ranks
 
 
-def flops_per_token(geometry: Geometry, lengths: list[int], checkpointing: str) -> dict[str, float]:
+def flops_per_token(
+    geometry: Geometry, lengths: list[int], checkpointing: str, save: Save = "plain"
+) -> dict[str, float]:
     """Model FLOPs and executed FLOPs of a token, attention as the sum of squared article lengths.
 
     Source: 4P + 6sdL are the model's; executed are 4P + 7sdL without checkpointing, for attention
-    computes its scores again, and 6P + 9sdL with it.
+    computes its scores again, and 6P + 9sdL with it; and what lean layers compute again.
     """
-    weights = geometry.num_linear_weights + geometry.num_head_weights
     attended = sum(n * n for n in lengths) / sum(lengths)
-    attention = attended * geometry.num_heads * geometry.head_dim * geometry.num_layers
-    executed = (6, 9) if checkpointing == "full" else (4, 7)
+    mode = cast(Checkpointing, checkpointing)
     return {
-        "model": 4.0 * weights + 6.0 * attention,
-        "executed": executed[0] * weights + executed[1] * attention,
+        "model": geometry.model_flops_per_token(attended),
+        "executed": hardware_flops_per_token(geometry, attended, mode, save),
     }
 
 

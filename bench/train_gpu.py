@@ -27,6 +27,7 @@ from transformers import TrainerCallback
 
 from pressroom.console import UserError, entry, log, say
 from pressroom.geometry import Geometry
+from pressroom.train_sections import Save
 
 DEFAULTS = {
     "tiny": ("trl:1", "trl:2", "pressroom:1:full", "pressroom:2:none"),
@@ -126,7 +127,13 @@ def sustained_tflops(device: torch.device) -> float:
 
 
 def measure(
-    variant: Variant, base: Any, geometry: Geometry, rows: Any, clock: Clock, peak: float
+    variant: Variant,
+    base: Any,
+    geometry: Geometry,
+    rows: Any,
+    clock: Clock,
+    peak: float,
+    save: Save,
 ) -> dict[str, Any]:
     """Train a variant for some steps; its figures, or why there are none."""
     cuda = torch.cuda.is_available()
@@ -139,7 +146,7 @@ def measure(
         trainer = build(variant, base, rows, geometry, clock.total)
         trainer.add_callback(clock)
         trainer.train()
-        return _figures(variant, geometry, rows, clock, peak)
+        return _figures(variant, geometry, rows, clock, peak, save)
     except torch.OutOfMemoryError as error:
         return {"error": "out of memory", "detail": str(error).splitlines()[0]}
     finally:
@@ -148,13 +155,13 @@ def measure(
 
 
 def _figures(
-    variant: Variant, geometry: Geometry, rows: Any, clock: Clock, peak: float
+    variant: Variant, geometry: Geometry, rows: Any, clock: Clock, peak: float, save: Save
 ) -> dict[str, Any]:
     seconds = clock.seconds()
     lengths = [n for row in rows["seq_lengths"] for n in row]
     tokens = variant.micro_batch_size * sum(lengths) / len(rows)
     rate = tokens / statistics.median(seconds)
-    flops = flops_per_token(geometry, lengths, variant.checkpointing)
+    flops = flops_per_token(geometry, lengths, variant.checkpointing, save)
     expected = math.log(geometry.vocab_size)
     if not all(abs(loss - expected) < 1.5 for loss in clock.losses):
         return {"error": f"losses {clock.losses} are not near {expected:.2f}"}
@@ -221,8 +228,9 @@ def main(
     lines = []
     for variant in chosen:
         clock = Clock(warmup, steps, seconds, 2 if profile else 0)
-        measured = measure(variant, base, geometry, rows, clock, peak)
         foretold = predicted(variant, geometry, sequence_length)
+        save = foretold.get("save", "plain")
+        measured = measure(variant, base, geometry, rows, clock, peak, save)
         row = {"variant": str(variant), **measured, **foretold}
         append(path, {**common, **row})
         lines.append(_line(row))

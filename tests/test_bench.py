@@ -90,6 +90,8 @@ def test_flops_are_those_of_the_formulas() -> None:
     assert found["model"] == 4 * weights + 6 * attention
     assert found["executed"] == 6 * weights + 9 * attention
     assert flops_per_token(geometry, [2048], "none")["executed"] == 4 * weights + 7 * attention
+    remade = flops_per_token(geometry, [2048], "none", "less")["executed"]
+    assert remade == 4 * weights + 7 * attention + 2 * 2 * 4096 * 11008 * 32
     # One long article and short ones: what attends is the mean of squares over the mean.
     mixed = flops_per_token(geometry, [3000, 1000], "none")["model"]
     assert mixed == pytest.approx(4 * weights + 6 * 2500 * 4096 * 32)

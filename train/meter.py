@@ -22,6 +22,7 @@ from pressroom.geometry import Geometry
 from pressroom.planner.choice import Gpus
 from pressroom.planner.flops import hardware_flops_per_token
 from pressroom.planner.gpu_kinds import KINDS
+from pressroom.planner.setup import save_of
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.times import Marks
@@ -62,6 +63,7 @@ class Meter(TrainerCallback):
         self.marks = marks or Marks()
         self._run, self._geometry, self._world_size = run, geometry, gpus.count
         self._checkpointing = recipe.memory.activation_checkpointing
+        self._save = save_of(recipe, geometry)
         self._peak_tflops = peak_tflops(gpus, recipe.memory.precision)
         self._step_start = time.perf_counter()
         self.data_wait_seconds = 0.0
@@ -145,7 +147,9 @@ class Meter(TrainerCallback):
             "peak_host_memory_gib": round(_peak_host_memory_gib(), 3),
         }
         if self._peak_tflops and self._checkpointing != "auto":
-            hardware = hardware_flops_per_token(self._geometry, attended, self._checkpointing)
+            hardware = hardware_flops_per_token(
+                self._geometry, attended, self._checkpointing, self._save
+            )
             found["mfu"] = round(tflops / self._peak_tflops, 4)
             found["hfu"] = round(rate * hardware / 1e12 / self._peak_tflops, 4)
         return found

@@ -22,23 +22,32 @@ REMADE: dict[Save, tuple[str, ...]] = {
 
 
 def hardware_flops_per_token(
-    geometry: Geometry, attended: float, checkpointing: Checkpointing
+    geometry: Geometry, attended: float, checkpointing: Checkpointing, save: Save = "plain"
 ) -> float:
     """FLOPs that training adapters executes for one token by convention: HFU's numerator.
 
     4P + 7adL: attention's backward pass computes its scores again. With `full` checkpointing
-    6P + 9adL. Adapters and what a kernel visits under a mask are not counted, as in
-    `Geometry.model_flops_per_token`, MFU's 4P + 6adL.
+    6P + 9adL; lean layers that keep less add 2 for each weight of `REMADE`. Adapters and what a
+    kernel visits under a mask are not counted, as in `Geometry.model_flops_per_token`, MFU's
+    4P + 6adL.
 
     Args:
         geometry: The decoder; P are its linears and its head.
         attended: Tokens that attend to each other, a.
         checkpointing: What is computed again; `selective` keeps all products.
+        save: What lean layers keep.
     """
     products, scores = (6.0, 9.0) if checkpointing == "full" else (4.0, 7.0)
     weights = geometry.num_linear_weights + geometry.num_head_weights
     heads = geometry.num_heads * geometry.head_dim * geometry.num_layers
-    return products * weights + scores * attended * heads
+    again = 2.0 * geometry.num_layers * remade_weights(geometry, save)
+    return products * weights + again + scores * attended * heads
+
+
+def remade_weights(geometry: Geometry, save: Save) -> int:
+    """Weights of a lean layer's linears whose outputs it computes again."""
+    shapes = geometry.linear_shapes
+    return sum(shapes[name][0] * shapes[name][1] for name in REMADE[save])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +112,7 @@ def executed(
     seconds = lora.r * sum(shapes[name][0] for name in targets if name != "down_proj")
     firsts = lora.r * sum(shapes[name][1] for name in targets)
     thin_again = {"none": 0, "selective": seconds, "full": firsts + seconds}[mode]
-    remade = sum(shapes[name][0] * shapes[name][1] for name in REMADE[save])
+    remade = remade_weights(geometry, save)
     remade_thin = lora.r * sum(shapes[name][0] for name in REMADE[save])
     scores = 2.0 * tokens * attended * geometry.num_heads * geometry.head_dim
     backward_layers = layers if starts == 0 or again else layers - 1

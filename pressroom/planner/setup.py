@@ -61,7 +61,7 @@ class Setup:
         """
         if recipe.autos:
             raise UserError(f"{', '.join(recipe.autos)}: auto is not filled in yet")
-        save = _save(recipe, geometry)
+        save = save_of(recipe, geometry)
         is_divided = nodes * gpus_per_node > 1 and recipe.parallel.strategy.startswith("fsdp")
         is_dense = recipe.speed.attention == "dense" or "attention_dropout" in geometry.oddities
         is_kept = save != "plain" and recipe.quantization is not None and not is_divided
@@ -135,8 +135,11 @@ class Setup:
             )
 
 
-def _save(recipe: Recipe, geometry: Geometry) -> Save:
-    """What layers keep: `plain` where the recipe shows that lean layers do not know them."""
+def save_of(recipe: Recipe, geometry: Geometry) -> Save:
+    """What layers keep, `auto` being `all`.
+
+    It is `plain` where recipe or model shows that lean layers do not know them.
+    """
     targets = recipe.lora.target_modules
     is_known = (
         not geometry.oddities

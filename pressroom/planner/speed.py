@@ -6,7 +6,7 @@ reach, each constant with its source. Knows nothing of recipes' files or picture
 
 from dataclasses import dataclass
 
-from pressroom.planner.flops import REMADE, executed
+from pressroom.planner.flops import executed, remade_weights
 from pressroom.planner.setup import Setup
 from pressroom.planner.sharding import adapted_shapes, layer_bytes, whole
 
@@ -93,10 +93,10 @@ def step_time(setup: Setup) -> StepTime:
 def _dequantization(setup: Setup) -> float:
     if setup.quantization is None or setup.is_cached:
         return 0
-    geometry, shapes = setup.geometry, setup.geometry.linear_shapes
+    geometry = setup.geometry
     passes = 2 + (setup.memory.activation_checkpointing == "full")
-    remade = sum(shapes[name][0] * shapes[name][1] for name in REMADE[setup.save])
-    weights = passes * geometry.num_linear_weights + geometry.num_layers * remade
+    remade = geometry.num_layers * remade_weights(geometry, setup.save)
+    weights = passes * geometry.num_linear_weights + remade
     return weights * (0.5 + 2) / (setup.gpu.gb_per_second * 1e9 * DEQUANTIZING)
 
 
