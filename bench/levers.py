@@ -29,6 +29,7 @@ from train.attention_backends import BACKENDS
 PLAIN, DENSE, LEAN = (
     f"pressroom:1:none:{way}" for way in ("blocks:plain", "dense:plain", "blocks")
 )
+SELECTIVE, FULL = (PLAIN.replace("none", mode) for mode in ("selective", "full"))
 FEW = "+lora.target_modules=[q_proj,v_proj]"
 
 
@@ -97,10 +98,8 @@ GROUPS: dict[str, tuple[tuple[str, str], tuple[Case, ...]]] = {
     "checkpointing": (
         ("plain layers", PLAIN),
         (
-            Case(
-                "selective checkpointing, plain layers", PLAIN.replace("none", "selective"), "0.88"
-            ),
-            Case("full checkpointing, plain layers", PLAIN.replace("none", "full"), "0.70"),
+            Case("selective checkpointing, plain layers", SELECTIVE, "0.88"),
+            Case("full checkpointing, plain layers", FULL, "0.70"),
         ),
     ),
     "lean checkpointing": (

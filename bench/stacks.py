@@ -6,7 +6,7 @@ gives the base back as it was.
 
 import json
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -48,7 +48,7 @@ class Variant:
     checkpointing: str = "full"
     attention: str = ""
     save: str = ""
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         ours = self.stack == "pressroom"
@@ -71,8 +71,7 @@ class Variant:
             raise ValueError(f"{text}: checkpointing is none, selective or full, not {fields[1]}")
         if overrides and stack != "pressroom":
             raise ValueError(f"{text}: {stack} has no recipe that {overrides[0]} could be said in")
-        made = cls(stack, int(fields[0]), *fields[1:])
-        return replace(made, overrides=tuple(overrides))
+        return cls(stack, int(fields[0]), *fields[1:], overrides=tuple(overrides))
 
     def __str__(self) -> str:
         text = f"{self.stack}:{self.micro_batch_size}:{self.checkpointing}:{self.attention}"
