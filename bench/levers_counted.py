@@ -51,14 +51,14 @@ def kept(shape: Geometry) -> Iterator[Row]:
     }
     for lever, (save, mode, predicted) in cases.items():
         of_save = "auto" if save == "all" else save
-        off, on = (_kept_of(f"pressroom:1:{m}:blocks:{of_save}", shape) for m in ("none", mode))
+        off, on = (kept_of(f"pressroom:1:{m}:blocks:{of_save}", shape) for m in ("none", mode))
         more = f"{on / 1e3:.1f} of {off / 1e3:.1f} kB a token and layer, {on / off:.2f}"
         told = {"predicted": f"kept bytes {predicted}", "more": more}
         yield {"lever": lever, "beside": "none", **told, **NONE, "kept": [round(off), round(on)]}
 
 
-def _kept_of(text: str, shape: Geometry) -> float:
-    """By the difference of two depths: what is kept once for all layers is left out."""
+def kept_of(text: str, shape: Geometry) -> float:
+    """Of one variant: by the difference of two depths, which leaves out what is kept once."""
     found = []
     for depth in (1, 3):
         of_depth = Geometry(**{**vars(shape), "num_layers": depth})
