@@ -30,6 +30,7 @@ PLAIN, DENSE, LEAN = (
     f"pressroom:1:none:{way}" for way in ("blocks:plain", "dense:plain", "blocks")
 )
 SELECTIVE, FULL = (PLAIN.replace("none", mode) for mode in ("selective", "full"))
+DENSE_SELECTIVE = DENSE.replace("none", "selective")
 FEW = "+lora.target_modules=[q_proj,v_proj]"
 
 
@@ -82,7 +83,10 @@ class Case:
 GROUPS: dict[str, tuple[tuple[str, str], tuple[Case, ...]]] = {
     "dense": (
         ("plain layers, dense mask", DENSE),
-        (Case("torch.compile, dense mask", DENSE, "1.12", compiled),),
+        (
+            Case("torch.compile, dense mask", DENSE, "1.12", compiled),
+            Case("selective checkpointing, dense mask", DENSE_SELECTIVE, "0.88"),
+        ),
     ),
     "compile": (
         ("plain layers", PLAIN),
