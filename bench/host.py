@@ -28,6 +28,7 @@ from random_rows import random_rows
 from record import append, facts
 from stacks import Variant, bench_recipe, build
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils.data import DataLoader
 from transformers import LlamaForCausalLM, TrainerCallback
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -58,18 +59,23 @@ TINY = Geometry(
 DEPTHS, TOKENS, WARMUP, STEPS = (2, 10), 64, 5, 25
 
 
-def loader(num_rows: int = 4000) -> dict[str, Any]:
-    """Tokens/s of what a rank's loader does: memory-mapped rows, collated, told their articles."""
+def rank_loader(micro: int, num_rows: int = 4000) -> DataLoader:
+    """The micro-batches of one of eight ranks, from memory-mapped rows."""
     folder = Path(tempfile.mkdtemp())
     random_rows(512, ROW, ARTICLE, 32_000).save_to_disk(str(folder / "train"))
     rows = data.load_rows(folder, "train")
-    micro = 4
     variant = Variant("pressroom", micro)
     recipe = bench_recipe(variant, TINY, ROW, num_rows // micro, RANKS, folder)
     collator = Collator(DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True))
     rank = SimpleNamespace(process_index=3, world_size=RANKS, dataloader_pin_memory=False)
     steps = SimpleNamespace(train_dataset=rows, recipe=recipe, args=rank, data_collator=collator)
-    batches: Iterable[Any] = Steps.get_train_dataloader(cast(Any, steps))
+    return Steps.get_train_dataloader(cast(Any, steps))
+
+
+def loader() -> dict[str, Any]:
+    """Tokens/s of what a rank's loader does: memory-mapped rows, collated, told their articles."""
+    micro = 4
+    batches: Iterable[Any] = rank_loader(micro)
     tokens, seconds = 0, []
     start = time.process_time()
     for batch in batches:

@@ -11,6 +11,8 @@ import multiprocessing
 import os
 import statistics
 import time
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -30,6 +32,9 @@ from pressroom.train_sections import Precision
 ROW, ARTICLE, WARMUP = 512, 150, 3
 VARIANTS = ("trl:1:none", "pressroom:1:none:dense:plain", "pressroom:1:none", "trl:1:none")
 """The first is what others are held against; the last, the same once more, shows the noise."""
+Change = Callable[[Any], None]
+Step = tuple[float, float, float]
+"""Seconds on the clock and on a core, and the loss."""
 
 
 def geometry(hidden: int, layers: int) -> Geometry:
@@ -72,7 +77,14 @@ class InTurn(TrainerCallback):
         self._start = (time.perf_counter(), time.process_time())
 
 
-def trained(text: str, shape: Geometry, precision: Precision, steps: int, pipe: Connection) -> None:
+def trained(
+    text: str,
+    shape: Geometry,
+    precision: Precision,
+    steps: int,
+    pipe: Connection,
+    change: Change | None,
+) -> None:
     """Train one variant in turns; at the top of a module, so that a process finds it."""
     set_up_logging()
     torch.set_num_threads(1)
@@ -80,25 +92,40 @@ def trained(text: str, shape: Geometry, precision: Precision, steps: int, pipe: 
     rows = random_rows(16 * variant.micro_batch_size, ROW, ARTICLE, shape.vocab_size)
     base = random_base(shape, torch.device("cpu"))
     trainer = build(variant, base, rows, shape, steps, 1, precision)
+    if change:
+        change(trainer)
     trainer.args.logging_steps = 1
     trainer.add_callback(InTurn(pipe))
     trainer.train()
 
 
 def measure(
-    variants: tuple[str, ...], shape: Geometry, precision: Precision, steps: int
-) -> list[list[tuple[float, float, float]]]:
-    """Seconds on the clock and on a core, and the loss, of each step of each variant."""
+    variants: Sequence[str],
+    shape: Geometry,
+    precision: Precision,
+    steps: int,
+    changes: Sequence[Change | None] = (),
+) -> list[list[Step]]:
+    """What each step of each variant took.
+
+    Args:
+        variants: As `Variant.parse` reads them.
+        shape: Of the model.
+        precision: What it computes in.
+        steps: Of each.
+        changes: What is done to each variant's trainer before it trains.
+    """
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
-    for text in variants:
+    for text, change in zip_longest(variants, changes):
         mine, theirs = context.Pipe()
-        process = context.Process(target=trained, args=(text, shape, precision, steps, theirs))
+        options = (text, shape, precision, steps, theirs, change)
+        process = context.Process(target=trained, args=options)
         process.start()
         theirs.close()
         pipes.append(mine)
         processes.append(process)
-    told: list[list[tuple[float, float, float]]] = [[] for _ in variants]
+    told: list[list[Step]] = [[] for _ in variants]
     try:
         for step in range(steps):
             for pipe, row in zip(pipes, told, strict=True):
@@ -111,6 +138,17 @@ def measure(
         for process in processes:
             process.terminate()
     return told
+
+
+def ratios(first: Sequence[Step], own: Sequence[Step]) -> tuple[float, float]:
+    """How many times as long the first took for the same step: by the clock, and on a core.
+
+    >>> ratios([(2.0, 3.0, 8.3)] * 3, [(1.0, 2.0, 8.3)] * 3)
+    (2.0, 1.5)
+    """
+    pairs = list(zip(first, own, strict=True))
+    wall, core = (statistics.median(one[i] / other[i] for one, other in pairs) for i in (0, 1))
+    return round(wall, 3), round(core, 3)
 
 
 @click.command()
@@ -129,8 +167,7 @@ def main(
     lines: list[str] = []
     for text, steps_of in zip(variants, told, strict=True):
         wall = statistics.median(step[0] for step in steps_of[WARMUP:])
-        pairs = list(zip(told[0][WARMUP:], steps_of[WARMUP:], strict=True))
-        ratios = [statistics.median(one[i] / own[i] for one, own in pairs) for i in (0, 1)]
+        by_clock, by_core = ratios(told[0][WARMUP:], steps_of[WARMUP:])
         rate = Variant.parse(text).micro_batch_size * ROW / wall
         row = {
             "variant": str(Variant.parse(text)),
@@ -142,8 +179,8 @@ def main(
             "steps": steps,
             "step_seconds": round(wall, 4),
             "tokens_per_second": round(rate, 1),
-            "ratio": round(ratios[0], 3),
-            "ratio_of_core_seconds": round(ratios[1], 3),
+            "ratio": by_clock,
+            "ratio_of_core_seconds": by_core,
             "loss": round(steps_of[-1][2], 3),
             "load": [round(load, 1) for load in os.getloadavg()],
         }

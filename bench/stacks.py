@@ -6,7 +6,7 @@ gives the base back as it was.
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,9 +37,10 @@ STACKS = ("pressroom", "trl")
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train: `STACK:MICRO_BATCH[:CHECKPOINTING[:ATTENTION[:SAVE]]]`.
+    """One way to train: `STACK:MICRO_BATCH[:CHECKPOINTING[:ATTENTION[:SAVE]]][+KEY=VALUE...]`.
 
-    For Pressroom, the last two are a recipe's `speed.attention` and `speed.save`.
+    For Pressroom, the last two are a recipe's `speed.attention` and `speed.save`, and any other key
+    of a recipe can follow.
     """
 
     stack: str
@@ -47,6 +48,7 @@ class Variant:
     checkpointing: str = "full"
     attention: str = ""
     save: str = ""
+    overrides: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         ours = self.stack == "pressroom"
@@ -60,18 +62,21 @@ class Variant:
         Raises:
             ValueError: Says what is wrong.
         """
-        stack, _, rest = text.partition(":")
+        way, *overrides = text.split("+")
+        stack, _, rest = way.partition(":")
         fields = rest.split(":")
         if stack not in STACKS or not fields[0].isdigit() or len(fields) > 4:
             raise ValueError(f"{text}: not STACK:MICRO_BATCH[:CHECKPOINTING[:ATTENTION[:SAVE]]]")
         if len(fields) > 1 and fields[1] not in get_args(Checkpointing):
             raise ValueError(f"{text}: checkpointing is none, selective or full, not {fields[1]}")
-        return cls(stack, int(fields[0]), *fields[1:])
+        if overrides and stack != "pressroom":
+            raise ValueError(f"{text}: {stack} has no recipe that {overrides[0]} could be said in")
+        return cls(stack, int(fields[0]), *fields[1:], overrides=tuple(overrides))
 
     def __str__(self) -> str:
         text = f"{self.stack}:{self.micro_batch_size}:{self.checkpointing}:{self.attention}"
         is_default = self.save == Variant(self.stack, 1).save
-        return text if is_default else f"{text}:{self.save}"
+        return "+".join([text if is_default else f"{text}:{self.save}", *self.overrides])
 
 
 def build(
@@ -162,7 +167,7 @@ def bench_recipe(
         "speed": {"attention": variant.attention, "save": variant.save},
     }
     (folder / "recipe.yaml").write_text(json.dumps(text))
-    recipe = Recipe.load(str(folder / "recipe.yaml"))
+    recipe = Recipe.load(str(folder / "recipe.yaml"), variant.overrides)
     return resolve(recipe, geometry, gpus_of_ranks(PartialState()))[0]
 
 

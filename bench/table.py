@@ -80,6 +80,19 @@ def side_by_side_table(rows: Iterable[Row]) -> str:
     return "\n".join([f"| {' | '.join(names)} |", f"|{'---|' * len(names)}", *lines])
 
 
+def levers_table(rows: Iterable[Row]) -> str:
+    """The newest row of each lever: how many times as long it takes without it."""
+    newest = {(row["lever"], row["beside"]): row for row in rows}
+    lines = [
+        f"| {lever} | {beside} | {row['predicted']} | "
+        f"{_told(row['ratio_of_core_seconds'], '.2f')} | {_told(row['ratio'], '.2f')} | "
+        f"{row['more']} | {row['load'][0]} | {row['commit']} |"
+        for (lever, beside), row in newest.items()
+    ]
+    names = ("lever", "beside", "predicted", "by time on a core", "by the clock", "", "load")
+    return "\n".join([f"| {' | '.join((*names, 'commit'))} |", f"|{'---|' * 8}", *lines])
+
+
 def host_table(rows: Iterable[Row]) -> str:
     """The newest row of each item, in words."""
     newest = {(row["item"], row.get("save")): row for row in rows}
@@ -105,6 +118,7 @@ def host_table(rows: Iterable[Row]) -> str:
 TABLES: dict[str, Callable[[Iterable[Row]], str]] = {
     "train_gpu": train_table,
     "side_by_side": side_by_side_table,
+    "levers": levers_table,
     "host": host_table,
 }
 
