@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerControl
 
 from pressroom.dataset import IGNORE
 from pressroom.recipe import Recipe
+from train.attention import Articles, backend_of
 from train.data import RankBatches
 from train.meter import Meter
 
@@ -53,13 +54,18 @@ def attending(inputs: Batch, attention: str) -> Batch:
     """What a model needs so that articles see themselves only.
 
     transformers looks for articles in position_ids, and waits for the GPU to say whether there is
-    more than one. So SDPA gets its mask from here, [1, 1, T, T].
+    more than one. So it gets a mask from here: for SDPA the real one, [1, 1, T, T]; for
+    `train/attention.py` an empty one, and beside it where the articles are.
     """
-    inputs = {name: value for name, value in inputs.items() if name != "lengths"}
-    articles = inputs.pop("seq_idx")
+    inputs = dict(inputs)
+    lengths, numbers = inputs.pop("lengths"), inputs.pop("seq_idx")
+    if backend := backend_of(attention):
+        articles = Articles(lengths, inputs["cu_seq_lens_q"], numbers[0], backend)
+        empty = numbers.new_empty((1, 1, 0, 0))
+        return {**inputs, "attention_mask": empty, "articles": articles}
     if attention != "sdpa":
         return inputs
-    same = articles[:, None, :, None] == articles[:, None, None, :]
+    same = numbers[:, None, :, None] == numbers[:, None, None, :]
     return {**inputs, "attention_mask": same.tril_()}
 
 
