@@ -30,6 +30,7 @@ from pressroom.console import UserError, entry, log, say
 from pressroom.geometry import Geometry
 from train.loss import score_in_forward
 from train.model import with_adapters
+from train.speed import quicken
 from train.steps import Collator, attending
 
 GEOMETRY = Geometry(
@@ -57,7 +58,8 @@ def torch_loss(model: Any, batch: dict[str, Any]) -> torch.Tensor:
 
 def trainers_loss(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     """Summed NLL as the trainer computes it."""
-    loss: torch.Tensor = model(**attending(batch, "sdpa"), use_cache=False).loss
+    attention = model.get_base_model().config._attn_implementation
+    loss: torch.Tensor = model(**attending(batch, attention), use_cache=False).loss
     return loss
 
 
@@ -71,6 +73,7 @@ def bare_steps(variant: Variant, rows: Any, num_steps: int, loss_of: Any) -> Ite
     base = random_base(GEOMETRY, torch.device("cpu"))
     model = with_adapters(base, recipe)
     score_in_forward(base, lambda weight: nullcontext())
+    quicken(model, recipe, torch.device("cpu"))
     begin(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.0, fused=True)

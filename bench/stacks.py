@@ -19,11 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallba
 from trl import SFTConfig, SFTTrainer
 
 from pressroom.geometry import Geometry
+from pressroom.nn.nf4 import compute_in
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
-from pressroom.train_sections import Checkpointing
+from pressroom.train_sections import DTYPES, Checkpointing, Precision
 from train import model as adapters
 from train import trainer
+from train.fast import slow_down
 from train.meter import Meter
 from train.preempt import Preemption
 from train.summary import gpus_of_ranks
@@ -34,12 +36,21 @@ STACKS = ("pressroom", "trl")
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train: `STACK:MICRO_BATCH[:CHECKPOINTING[:ATTENTION]]`."""
+    """One way to train: `STACK:MICRO_BATCH[:CHECKPOINTING[:ATTENTION[:SAVE]]]`.
+
+    For Pressroom, the last two are a recipe's `speed.attention` and `speed.save`.
+    """
 
     stack: str
     micro_batch_size: int
     checkpointing: str = "full"
-    attention: str = "sdpa"
+    attention: str = ""
+    save: str = ""
+
+    def __post_init__(self) -> None:
+        ours = self.stack == "pressroom"
+        object.__setattr__(self, "attention", self.attention or ("auto" if ours else "sdpa"))
+        object.__setattr__(self, "save", self.save or ("auto" if ours else "plain"))
 
     @classmethod
     def parse(cls, text: str) -> "Variant":
@@ -50,14 +61,16 @@ class Variant:
         """
         stack, _, rest = text.partition(":")
         fields = rest.split(":")
-        if stack not in STACKS or not fields[0].isdigit() or len(fields) > 3:
-            raise ValueError(f"{text}: not STACK:MICRO_BATCH[:CHECKPOINTING[:ATTENTION]]")
+        if stack not in STACKS or not fields[0].isdigit() or len(fields) > 4:
+            raise ValueError(f"{text}: not STACK:MICRO_BATCH[:CHECKPOINTING[:ATTENTION[:SAVE]]]")
         if len(fields) > 1 and fields[1] not in get_args(Checkpointing):
             raise ValueError(f"{text}: checkpointing is none, selective or full, not {fields[1]}")
         return cls(stack, int(fields[0]), *fields[1:])
 
     def __str__(self) -> str:
-        return f"{self.stack}:{self.micro_batch_size}:{self.checkpointing}:{self.attention}"
+        text = f"{self.stack}:{self.micro_batch_size}:{self.checkpointing}:{self.attention}"
+        is_default = self.save == Variant(self.stack, 1).save
+        return text if is_default else f"{text}:{self.save}"
 
 
 def build(
@@ -67,13 +80,16 @@ def build(
     geometry: Geometry,
     num_steps: int,
     accumulation: int = 1,
+    precision: Precision = "bf16",
 ) -> Any:
     """A trainer of `num_steps` steps, each of `accumulation` micro-batches."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()  # a precision stays for the life of a process otherwise
-    base.set_attn_implementation(variant.attention)
+    base.set_attn_implementation("sdpa" if variant.stack == "pressroom" else variant.attention)
     make = _pressroom if variant.stack == "pressroom" else _plain
-    made = make(variant, base, rows, geometry, num_steps, accumulation, Path(tempfile.mkdtemp()))
+    compute_in(base, getattr(torch, DTYPES[precision]))
+    place = Path(tempfile.mkdtemp())
+    made = make(variant, base, rows, geometry, num_steps, accumulation, precision, place)
     begin(made.model)
     return made
 
@@ -88,6 +104,7 @@ def begin(model: torch.nn.Module) -> None:
 
 def restore(built: Any, base: PreTrainedModel) -> None:
     """Take the adapters off, and what the trainer has switched on."""
+    slow_down(built.model)
     built.model.unload()
     base.gradient_checkpointing_disable()
     base.disable_input_require_grads()
@@ -102,9 +119,10 @@ def _pressroom(
     geometry: Geometry,
     num_steps: int,
     accumulation: int,
+    precision: Precision,
     folder: Path,
 ) -> Any:
-    recipe = bench_recipe(variant, rows, num_steps, accumulation, folder)
+    recipe = bench_recipe(variant, rows, num_steps, accumulation, folder, precision)
     run = RunDir(folder)
     arguments = trainer.training_arguments(recipe, run, 1, len(rows))
     arguments.save_strategy = "no"
@@ -117,7 +135,12 @@ def _pressroom(
 
 
 def bench_recipe(
-    variant: Variant, rows: Dataset, num_steps: int, accumulation: int, folder: Path
+    variant: Variant,
+    rows: Dataset,
+    num_steps: int,
+    accumulation: int,
+    folder: Path,
+    precision: Precision = "bf16",
 ) -> Recipe:
     """The recipe of a measurement."""
     text = {
@@ -131,7 +154,9 @@ def bench_recipe(
             "micro_batch_size": variant.micro_batch_size,
         },
         "optimizer": {"num_steps": num_steps},
-        "memory": {"activation_checkpointing": variant.checkpointing},
+        "quantization": {"compute_dtype": DTYPES[precision]},
+        "memory": {"activation_checkpointing": variant.checkpointing, "precision": precision},
+        "speed": {"attention": variant.attention, "save": variant.save},
     }
     (folder / "recipe.yaml").write_text(json.dumps(text))
     return Recipe.load(str(folder / "recipe.yaml"))
@@ -144,6 +169,7 @@ def _plain(
     geometry: Geometry,
     num_steps: int,
     accumulation: int,
+    precision: Precision,
     folder: Path,
 ) -> Any:
     """TRL's QLoRA as its documentation shows it: its defaults, but for rows that are packed."""
@@ -154,7 +180,7 @@ def _plain(
         gradient_accumulation_steps=accumulation,
         gradient_checkpointing=variant.checkpointing == "full",
         learning_rate=2e-4,
-        bf16=True,
+        bf16=precision == "bf16",
         packing=True,
         max_length=max(sum(row) for row in rows["seq_lengths"]),
         dataset_kwargs={"skip_prepare_dataset": True},

@@ -2,9 +2,9 @@
 
     python bench/train_gpu.py --geometry 7b --variant trl:4 --variant pressroom:8:none
 
-A variant is STACK:MICRO_BATCH[:CHECKPOINTING[:ATTENTION]], its micro-batch in packed rows. Weights
-are random. Each variant is bounded in time, and its JSON row is written at once, so that a run cut
-short loses nothing. `--geometry tiny` runs on a CPU in seconds.
+A variant is STACK:MICRO_BATCH[:CHECKPOINTING[:ATTENTION[:SAVE]]], its micro-batch in packed rows.
+Weights are random. Each variant is bounded in time, and its JSON row is written at once, so that a
+run cut short loses nothing. `--geometry tiny` runs on a CPU in seconds.
 """
 
 import gc

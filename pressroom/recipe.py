@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -29,6 +30,8 @@ from pressroom.train_sections import (
     Optimizer,
     Parallel,
     Quantization,
+    Speed,
+    SpeedOrWord,
     Tracking,
 )
 
@@ -119,6 +122,7 @@ class Recipe:
     optimizer: Optimizer
     parallel: Parallel = Field(default_factory=Parallel)
     memory: Memory = Field(default_factory=Memory)
+    speed: SpeedOrWord = Field(default_factory=Speed)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     tracking: Tracking = Field(default_factory=Tracking)
@@ -209,10 +213,7 @@ class Recipe:
 
     def value(self, key: str) -> Any:
         """What stands at a dotted key: `batch.micro_batch_size`."""
-        found: Any = self
-        for name in key.split("."):
-            found = getattr(found, name)
-        return found
+        return attrgetter(key)(self)
 
     @property
     def autos(self) -> tuple[str, ...]:

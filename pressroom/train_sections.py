@@ -4,10 +4,11 @@ Numbers that follow from others are methods, never fields. Knows no torch.
 """
 
 from importlib.util import find_spec
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from pressroom.console import UserError
 from pressroom.sections import STRICT, Positive, Problems, Section
@@ -165,6 +166,37 @@ class Memory(Section):
     activation_checkpointing: Literal[Checkpointing, "auto"] = "none"
     """What of a decoder layer is computed again in the backward pass: nothing, all but its large
     matrix products and attention, or everything; `auto`: the fastest that fits."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Speed(Section):
+    """How fast the same numbers are computed: `auto`, `off`, or key by key."""
+
+    attention: Literal["auto", "varlen", "fa2", "flex", "blocks", "dense"] = "auto"
+    """How articles see themselves only: PyTorch's or flash-attn's FlashAttention, FlexAttention,
+    SDPA article by article, or SDPA under one mask over the micro-batch; `auto`: the first of these
+    that is there."""
+    save: Literal["auto", "all", "less", "least", "plain"] = "auto"
+    """What lean layers keep for the backward pass: all that is wide; not gate and up; not the first
+    residual sum either. `plain`: transformers' and PEFT's own layers. What lean layers do not know,
+    such as dropout, stays plain by itself."""
+    cache: Literal["auto", "all", "none"] = "auto"
+    """Whether 4-bit weights are dequantized once and kept so; `auto`: where they take less than a
+    fifth of the memory that is free."""
+
+
+def _spelled_out(value: Any) -> Any:
+    """`auto` and `off` as sections."""
+    if value == "auto":
+        return {}
+    if value == "off":
+        return {"attention": "dense", "save": "plain", "cache": "none"}
+    if isinstance(value, dict | Speed):
+        return value
+    raise PydanticCustomError("speed", "must be auto, off or a section")
+
+
+SpeedOrWord = Annotated[Speed, BeforeValidator(_spelled_out)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

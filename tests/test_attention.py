@@ -10,7 +10,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from data_prep.prepare import prepare
 from pressroom.console import UserError
 from pressroom.nn.nf4 import load_base
-from train import attention, data, model
+from train import articles, attention, attention_backends, attention_cpu, data, model
 from train.steps import Collator, attending
 
 CPU = torch.device("cpu")
@@ -82,7 +82,7 @@ def run(tiny_model: Path, backend: str, lengths: list[int]) -> tuple[Any, dict[s
     return hidden.detach(), gradients
 
 
-@pytest.mark.parametrize("backend", list(attention.BACKENDS))
+@pytest.mark.parametrize("backend", list(attention_backends.BACKENDS))
 @pytest.mark.parametrize("lengths", [LENGTHS, [200], [1] * 5, [128, 127, 2]], ids=str)
 def test_every_backend_is_the_dense_mask(
     stand_ins: None, tiny_model: Path, backend: str, lengths: list[int]
@@ -97,11 +97,36 @@ def test_every_backend_is_the_dense_mask(
             assert float((gradient - of_dense[name]).abs().max()) < 1e-5 * max(scale, 1), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_the_kernel_for_cpus_is_sdpa(dtype: torch.dtype, key_heads: int) -> None:
+    """In bf16 it is nearer to fp32 than SDPA is."""
+    told = attending(micro_batch(*LENGTHS), "packed_blocks")["articles"]
+    sizes, masks = [run.size for run in told.runs], told.masks
+    torch.manual_seed(0)
+    shapes = [(sum(LENGTHS), heads, 16) for heads in (4, key_heads, key_heads)]
+    drawn = [torch.randn(shape).to(dtype) for shape in shapes]
+    upstream = torch.randn(shapes[0]).to(dtype)
+
+    def outputs(attend: Any, kind: torch.dtype) -> list[torch.Tensor]:
+        inputs = [t.detach().to(kind).requires_grad_() for t in drawn]
+        out = attend(*inputs, sizes, masks, 0.25)
+        assert out.dtype == kind
+        return [out, *torch.autograd.grad(out, inputs, upstream.to(kind))]
+
+    exact = outputs(attention_backends.by_sdpa, torch.float32)
+    found = outputs(attention_cpu.Runs.apply, dtype)
+    theirs = outputs(attention_backends.by_sdpa, dtype)
+    for ours, other, wanted in zip(found, theirs, exact, strict=True):
+        off, theirs_off = (float((t.detach().float() - wanted).norm()) for t in (ours, other))
+        assert off <= max(1.1 * theirs_off, 1e-5 * float(wanted.norm()))
+
+
 def test_no_mask_is_as_wide_as_the_micro_batch() -> None:
     batch = attending(micro_batch(*LENGTHS, *LENGTHS), "packed_blocks")
     masks = [mask for mask in batch["articles"].masks if mask is not None]
     assert len(masks) == 2
-    assert max(mask.shape[-1] for mask in masks) < 2 * attention.RUN
+    assert max(mask.shape[-1] for mask in masks) < 2 * articles.RUN
     assert batch["attention_mask"].numel() == 0
     assert attending(micro_batch(3, 4), "packed_varlen")["articles"].masks == []
 
@@ -111,7 +136,7 @@ def test_no_mask_is_as_wide_as_the_micro_batch() -> None:
     [([500], [500]), ([60, 60, 60, 60], [180, 60]), ([10, 400, 10, 10], [10, 400, 20]), ([1], [1])],
 )
 def test_runs_are_the_articles_again(lengths: list[int], sizes: list[int]) -> None:
-    found = attention.runs(lengths)
+    found = articles.runs(lengths)
     assert [run.size for run in found] == sizes
     assert [run.is_one for run in found] == [run.size in lengths for run in found]
 
@@ -155,7 +180,7 @@ def test_the_best_that_is_here_is_chosen_and_what_is_not_is_told(monkeypatch) ->
         attention.choose("varlen", gpu, torch.float16)
 
 
-@pytest.mark.parametrize("backend", ["dense", *attention.BACKENDS])
+@pytest.mark.parametrize("backend", ["dense", *attention_backends.BACKENDS])
 def test_packed_and_separate_articles_lose_alike(
     stand_ins: None, make_recipe, tiny_model: Path, backend: str
 ) -> None:
@@ -173,15 +198,15 @@ def test_packed_and_separate_articles_lose_alike(
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     base = built.get_base_model()
-    separate, articles = 0.0, 0
+    separate, count = 0.0, 0
     for row in (rows[0], rows[1]):
         start = 0
         for length in row["seq_lengths"]:
             piece = slice(start, start + length)
             ids, labels = (torch.tensor([row[c][piece]]) for c in ("input_ids", "labels"))
             separate += float(token_nll(built.eval(), ids, labels).sum())
-            start, articles = start + length, articles + 1
-    assert articles >= 4
+            start, count = start + length, count + 1
+    assert count >= 4
     score_in_forward(base, lambda weight: nullcontext())
     attention.attach(base, backend)
     collate = Collator(DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True))

@@ -46,7 +46,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_every_variant_gives_a_row_with_its_figures(rows: list[dict[str, Any]]) -> None:
-    assert [row["variant"] for row in rows] == [f"{variant}:sdpa" for variant in VARIANTS]
+    assert [row["variant"] for row in rows] == [
+        f"{variant}:{'sdpa' if 'trl' in variant else 'auto'}" for variant in VARIANTS
+    ]
     for row in rows:
         assert row["bench"] == "train_gpu"
         assert (row["steps"], row["geometry"]) == (3, "tiny")
@@ -80,7 +82,7 @@ def test_flops_are_those_of_the_formulas() -> None:
 def test_a_variant_is_read_or_told() -> None:
     assert Variant.parse("trl:8") == Variant("trl", 8)
     assert Variant.parse("pressroom:4:none") == Variant("pressroom", 4, "none")
-    for text in ("trl", "axolotl:1", "trl:x", "trl:1:half", "trl:1:full:sdpa:more"):
+    for text in ("trl", "axolotl:1", "trl:x", "trl:1:half", "trl:1:full:sdpa:all:more"):
         with pytest.raises(ValueError, match=text):
             Variant.parse(text)
 

@@ -13,6 +13,7 @@ from train import attention, fast, fast_linear
 from train.fast_layer import LEVELS
 from train.steps import attending
 
+WHOLE = ("quantization=null", "memory.precision=bf16")
 CASES = [(level, cache) for level in LEVELS for cache in ("none", "all")]
 
 
@@ -33,29 +34,33 @@ def error(found: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> flo
     return (off / sum(float(exact[n].double().pow(2).sum()) for n in names)) ** 0.5
 
 
+@pytest.mark.parametrize("base", [(), ("quantization=null",)], ids=["nf4", "whole"])
 @pytest.mark.parametrize(("level", "cache"), CASES)
-def test_in_fp32_it_is_peft(make_recipe, tiny_model: Path, level: int, cache: str) -> None:
+def test_in_fp32_it_is_peft(
+    make_recipe, tiny_model: Path, level: int, cache: str, base: tuple[str, ...]
+) -> None:
     make_recipe()
-    expected = loss_and_gradients(model_of(tiny_model), row())
-    found = loss_and_gradients(lean(model_of(tiny_model), level, cache), row())
+    expected = loss_and_gradients(model_of(tiny_model, *base), row())
+    found = loss_and_gradients(lean(model_of(tiny_model, *base), level, cache), row())
     assert len(found) == 1 + 2 * 7 * 2
     assert largest_difference(found, expected) < 1e-5
 
 
+@pytest.mark.parametrize("base", [BF16, WHOLE], ids=["nf4", "whole"])
 @pytest.mark.parametrize(("level", "cache"), CASES)
 def test_in_bf16_it_is_as_near_to_fp32_as_peft(
-    make_recipe, tiny_model: Path, level: int, cache: str
+    make_recipe, tiny_model: Path, level: int, cache: str, base: tuple[str, ...]
 ) -> None:
     """Held against fp32 on the same NF4 weights: two roundings differ, neither is the right one."""
     from pressroom.nn.nf4 import compute_in
 
     make_recipe()
-    exact_model = model_of(tiny_model, *BF16)
+    exact_model = model_of(tiny_model, *base)
     compute_in(exact_model.get_base_model(), torch.float32)
     exact_model.forward = type(exact_model).forward.__get__(exact_model)  # without autocast
     exact = loss_and_gradients(exact_model, row())
-    peft = loss_and_gradients(model_of(tiny_model, *BF16), row())
-    found = loss_and_gradients(lean(model_of(tiny_model, *BF16), level, cache), row())
+    peft = loss_and_gradients(model_of(tiny_model, *base), row())
+    found = loss_and_gradients(lean(model_of(tiny_model, *base), level, cache), row())
     assert {t.dtype for t in found.values()} == {torch.float32}
     assert 1e-4 < error(peft, exact) < 0.05
     assert error(found, exact) <= 1.25 * error(peft, exact)
@@ -124,14 +129,13 @@ def bytes_a_token_and_layer(folder: Path, level: int | None) -> float:
 
 
 def test_what_is_kept_has_a_ceiling(make_recipe, tiny_model: Path, tmp_path: Path) -> None:
-    """`docs/planner.md` has the formulas; SDPA's logsumexp, and its outputs, come on top."""
+    """Of a token in a layer: the input, queries, keys, values, attention's output and logsumexp."""
     make_recipe()
     hidden, inner, queries, keys, heads, rank = 64, 128, 64, 32, 4, 4
     made = tmp_path / "model"
     made.symlink_to(tiny_model)
     norms, adapters = 2 * 4, 7 * 2 * rank
-    attended = 2 * queries + 4 * heads + 2 * (2 * queries)  # again, where key heads are shared
-    level_2 = 2 * (hidden + 2 * queries + 2 * keys) + norms + adapters + attended
+    level_2 = 2 * (hidden + 2 * queries + 2 * keys) + 4 * heads + norms + adapters
     ceilings = [level_2 + 2 * hidden + 4 * inner, level_2 + 2 * hidden, level_2]
     found = [bytes_a_token_and_layer(made, level) for level in LEVELS]
     plain = bytes_a_token_and_layer(made, None)
@@ -176,6 +180,11 @@ def switched_off(model: Any) -> None:
     model.base_model.disable_adapter_layers()
 
 
+def biased(model: Any) -> None:
+    for layer in model.get_base_model().model.layers:
+        layer.mlp.up_proj.get_base_layer().bias = torch.nn.Parameter(torch.zeros(128))
+
+
 def with_dora(model: Any) -> None:
     for part in fast._projections(model.get_base_model().model.layers[0]):
         part.lora_variant["default"] = object()
@@ -190,11 +199,10 @@ def zero3(model: Any) -> None:
 
 INELIGIBLE: dict[str, tuple[tuple[str, ...], Callable[[Any], None] | None, str]] = {
     "dropout": (("lora.dropout=0.1",), None, "dropout"),
-    "not quantized": (("quantization=null",), None, "not a 4-bit layer with an adapter"),
     "some linears": (
         ("lora.target_modules=[q_proj,v_proj]",),
         None,
-        "not a 4-bit layer with an adapter",
+        "a linear layer without adapter",
     ),
     "activation": ((), another_activation, "not SiLU"),
     "norm": ((), trained_norm, "norms are not a Llama's, or are trained"),
@@ -203,6 +211,7 @@ INELIGIBLE: dict[str, tuple[tuple[str, ...], Callable[[Any], None] | None, str]]
     "two adapters": ((), second_adapter, "not one adapter"),
     "merged": ((), merged, "merged or switched off"),
     "off": ((), switched_off, "merged or switched off"),
+    "bias": ((), biased, "a bias"),
     "dora": ((), with_dora, "another kind of adapter"),
     "zero3": ((), zero3, "ZeRO-3"),
 }
@@ -271,6 +280,9 @@ def test_modules_and_what_is_saved_stay_what_they_were(
     mine, theirs = model.state_dict(), plain.state_dict()
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[n].view(torch.uint8), theirs[n].view(torch.uint8)) for n in mine)
+    fast.slow_down(model)
+    found, expected = loss_and_gradients(model, row()), loss_and_gradients(plain, row())
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_full_checkpointing_runs_lean_layers_again(make_recipe, tiny_model: Path) -> None:

@@ -31,7 +31,7 @@ def test_a_row_has_its_figures(tmp_path: Path) -> None:
     for row in rows:
         assert (row["bench"], row["variant"], row["steps"]) == (
             "overhead",
-            "pressroom:1:none:sdpa",
+            "pressroom:1:none:auto",
             2,
         )
         assert row["ratio"] == pytest.approx(

@@ -50,4 +50,5 @@ def _is_kept(r: int, _: Any, operation: Any, *arguments: Any, **options: Any) ->
         return bool(arguments[-2].shape[-1] > r)
     if operation is _QUANTIZED or operation in _ATTENTION:
         return True
-    return "flash_attn" in operation.namespace  # the package's, or a kernel's from the hub
+    # The package's, or a kernel's from the hub; PyTorch's varlen attention.
+    return "flash_attn" in operation.namespace or operation.namespace == "torch_attn"

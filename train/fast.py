@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
-from train.attention import BACKENDS, Articles, backend_of
+from train.articles import Articles
+from train.attention import backend_of
+from train.attention_backends import BACKENDS
 from train.fast_layer import Inputs, Outputs
 from train.fast_linear import Adapted, why_not_plain
 
@@ -64,6 +65,13 @@ def speed_up(model: torch.nn.Module, *, level: int = 0, cache: str = "none") -> 
     return Report(patched=len(lean), skipped=told.total(), reasons=dict(told), cached=cached)
 
 
+def slow_down(model: torch.nn.Module) -> None:
+    """Give all layers their own forward back, and let go of weights that were dequantized."""
+    for module in model.modules():
+        if isinstance(module, LlamaDecoderLayer):
+            vars(module).pop("forward", None)
+
+
 def why_not(layer: LlamaDecoderLayer) -> str | None:
     """Why a layer must stay as it is; None where it need not."""
     if backend_of(layer.self_attn.config._attn_implementation) is None:
@@ -94,7 +102,7 @@ def _projections(layer: LlamaDecoderLayer) -> tuple[Any, ...]:
 
 def _fits(parts: list[Adapted]) -> bool:
     """Whether the weights, dequantized, take but a share of the memory that is free."""
-    bases: list[Linear4bit] = [part.layer.get_base_layer() for part in parts]
+    bases = [part.layer.get_base_layer() for part in parts]
     if any(hasattr(base.weight, "full_tensor") for base in bases):
         return False  # divided over the ranks: whole they would be on each
     needed = sum(2 * base.in_features * base.out_features for base in bases)
@@ -123,8 +131,7 @@ def _forward(layer: LlamaDecoderLayer, parts: list[Adapted], level: int) -> Call
             heads = Inputs.apply(x_TD, cos_T1W, sin_T1W, before, parts[:3], *factors[:6])
             q, k, v = heads
             attended_TQ = attend(q, k, v, articles, attention.scaling).reshape(len(x_TD), -1)
-            y_TD = Outputs.apply(attended_TQ, x_TD, after, parts[3:], level, *factors[6:])
-        return y_TD[None]
+            return Outputs.apply(attended_TQ, x_TD, after, parts[3:], level, *factors[6:])
 
     def forward(hidden_states: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
         articles = keywords.get("articles")

@@ -75,7 +75,8 @@ class Inputs(torch.autograd.Function):
 
 
 class Outputs(torch.autograd.Function):
-    """Attention's output [T, Q] and the layer's input [T, D] -> the layer's output [T, D].
+    """Attention's output [T, Q] and the layer's input [T, D] -> the layer's output
+    [1, T, D].
 
     Keeps both, x Aᵀ of four adapters, and by level the first residual sum, gate and up.
     """
@@ -106,7 +107,7 @@ class Outputs(torch.autograd.Function):
         wide = ([sum_TD, gate_TF, up_TF], [sum_TD], [])[level]
         inner = (inner_o, inner_g, inner_u, inner_d)
         ctx.save_for_backward(attended_TQ, x_TD, weight_D, scale_T1, *inner, *factors, *wide)
-        return y_TD
+        return y_TD.unsqueeze_(0)  # in place: FSDP warns of views
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
@@ -116,7 +117,7 @@ class Outputs(torch.autograd.Function):
         (ao, bo), (ag, bg), (au, bu), (ad, bd) = _pairs(rest[4:12])
         wide = rest[12:]
         o, gate, up, down = ctx.parts
-        dtype, (by_y_TD,) = x_TD.dtype, upstream
+        dtype, by_y_TD = x_TD.dtype, upstream[0][0]
         weight_o = o.weight(dtype)
         sum_TD = wide[0] if wide else again(attended_TQ, inner_o, weight_o, bo, o.scaling, x_TD)
         h_TD = normed(sum_TD, scale_T1, weight_D)

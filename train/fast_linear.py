@@ -1,4 +1,4 @@
-"""A frozen 4-bit layer and its adapter as one product, and the gradients it owes.
+"""A frozen layer, 4-bit or not, and its adapter as one product, and the gradients it owes.
 
 y = x Wᵀ + s (x Aᵀ) Bᵀ: the thin product first, then the large one on top of it, so that the wide
 sum is never made by itself. What is kept for the backward pass is x Aᵀ, and x by whoever calls.
@@ -10,7 +10,7 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
-from peft.tuners.lora.bnb import Linear4bit
+from peft.tuners.lora import Linear, Linear4bit
 
 Tensor = torch.Tensor
 
@@ -21,10 +21,10 @@ class Adapted:
     FSDP gathers the weight just before, and the trainer casts the adapters in place.
 
     Args:
-        layer: PEFT's, around one of bitsandbytes.
+        layer: PEFT's, around one of bitsandbytes or of PyTorch.
     """
 
-    def __init__(self, layer: Linear4bit) -> None:
+    def __init__(self, layer: Any) -> None:
         self.layer = layer
         self._kept: tuple[Any, Tensor] | None = None
 
@@ -47,6 +47,8 @@ class Adapted:
     def weight(self, dtype: torch.dtype) -> Tensor:
         """[O, I], dequantized as bitsandbytes' forward does: at once to the dtype computed in."""
         base = self.layer.get_base_layer()
+        if not isinstance(base, bnb.nn.Linear4bit):
+            return base.weight.to(dtype)
         if self._kept and self._kept[0] is base.weight and self._kept[1].dtype == dtype:
             return self._kept[1]
         # Under FSDP the gathered weight has lost its scales; the layer still has them.
@@ -55,19 +57,22 @@ class Adapted:
         return bnb.functional.dequantize_4bit(base.weight.data.view(-1, 1), state)
 
     def keep_weight(self, dtype: torch.dtype) -> int:
-        """Dequantize once for all, for a weight that stays; its bytes."""
+        """Dequantize once for all, for a weight that stays; the bytes that this takes."""
+        base = self.layer.get_base_layer()
+        if not isinstance(base, bnb.nn.Linear4bit):
+            return 0
         dense = self.weight(dtype)
-        self._kept = self.layer.get_base_layer().weight, dense
+        self._kept = base.weight, dense
         return dense.numel() * dense.element_size()
 
 
 def why_not_plain(layer: Any) -> str | None:
-    """Why a layer is more, or less, than a 4-bit weight and one adapter; None where it is not."""
-    if not isinstance(layer, Linear4bit):
-        return "not a 4-bit layer with an adapter"
+    """Why a layer is more, or less, than a frozen weight and one adapter; None where it is not."""
+    if not isinstance(layer, (Linear, Linear4bit)):  # which FSDP's way of loading calls Linear
+        return "a linear layer without adapter, or of another kind"
     base, active = layer.get_base_layer(), layer.active_adapters
-    if not isinstance(base, bnb.nn.Linear4bit) or base.bias is not None:
-        return "a bias"
+    if type(base) not in (bnb.nn.Linear4bit, torch.nn.Linear) or base.bias is not None:
+        return "a bias, or another kind of linear layer"
     if layer.disable_adapters or layer.merged:
         return "its adapter is merged or switched off"
     if len(active) != 1 or active[0] not in layer.lora_A:

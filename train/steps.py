@@ -18,7 +18,8 @@ from transformers import Trainer, TrainerControl
 
 from pressroom.dataset import IGNORE
 from pressroom.recipe import Recipe
-from train.attention import Articles, backend_of
+from train.articles import Articles
+from train.attention import backend_of
 from train.data import RankBatches
 from train.meter import Meter
 

@@ -28,6 +28,7 @@ from train.model import adapters_to_fp32
 from train.preempt import Preemption
 from train.samples import Samples
 from train.saving import SavingTrainer
+from train.speed import quicken
 from train.steps import Collator, Steps
 from train.watchdog import Watchdog
 
@@ -128,6 +129,8 @@ def build(
         trainer.add_callback(Samples(recipe, run, special, told, meter))
     score_in_forward(trainer.model.get_base_model(), maybe_gather_lm_head_ctx)
     adapters_to_fp32(trainer.model)
+    accelerator = trainer.accelerator
+    quicken(trainer.model, recipe, accelerator.device, is_main=accelerator.is_main_process)
     return trainer
 
 
