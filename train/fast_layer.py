@@ -75,8 +75,7 @@ class Inputs(torch.autograd.Function):
 
 
 class Outputs(torch.autograd.Function):
-    """Attention's output [T, Q] and the layer's input [T, D] -> the layer's output
-    [1, T, D].
+    """Attention's output [T, Q] and the layer's input [T, D] -> its output [1, T, D].
 
     Keeps both, x Aᵀ of four adapters, and by level the first residual sum, gate and up.
     """
