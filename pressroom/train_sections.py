@@ -181,8 +181,8 @@ class Speed(Section):
     residual sum either. `plain`: transformers' and PEFT's own layers. What lean layers do not know,
     such as dropout, stays plain by itself."""
     cache: Literal["auto", "all", "none"] = "auto"
-    """Whether 4-bit weights are dequantized once and kept so; `auto`: where they take less than a
-    fifth of the memory that is free."""
+    """Whether 4-bit weights that are not divided over ranks are dequantized once, and kept so;
+    `auto`: on a CPU, where they take less than a fifth of its free memory."""
 
 
 def _spelled_out(value: Any) -> Any:

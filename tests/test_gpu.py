@@ -91,3 +91,52 @@ def test_packed_equals_unpacked(tiny_model: Path, attention: str) -> None:
         packed = model(input_ids=row, position_ids=position_ids, use_cache=False).logits[0].float()
         alone = torch.cat([model(input_ids=a[None], use_cache=False).logits[0] for a in articles])
     assert float((packed - alone.float()).abs().max()) < (5e-2 if half else 1e-3)
+
+
+def packed_row() -> dict[str, Any]:
+    """A collated micro-batch of one packed row, as the trainer moves it."""
+    from fast_models import row
+
+    batch = row((200, 3, 40, 70, 199))
+    return {
+        name: value.cuda() if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
+
+
+@pytest.mark.parametrize("backend", ["varlen", "fa2", "flex", "blocks"])
+@pytest.mark.parametrize("level", [None, 0, 1, 2])
+def test_attention_and_lean_layers_are_as_near_to_fp32_as_a_dense_mask(
+    make_recipe, tiny_model: Path, backend: str, level: int | None
+) -> None:
+    """Loss and every adapter gradient in bf16, against fp32 on the same weights, on the card."""
+    from fast_models import loss_and_gradients, model_of
+
+    from pressroom.nn.nf4 import compute_in
+    from train import attention, fast
+
+    gpu = torch.device("cuda:0")
+    if why := attention.missing(backend, gpu, torch.bfloat16):
+        pytest.skip(f"{backend}: {why}")
+    make_recipe()
+
+    def gradients(name: str, dtype: torch.dtype, level: int | None) -> dict[str, torch.Tensor]:
+        model = model_of(tiny_model, *BF16, backend=name, device=gpu)
+        if dtype == torch.float32:
+            compute_in(model.get_base_model(), dtype)
+            model.forward = type(model).forward.__get__(model)  # without autocast
+        if level is not None:
+            assert fast.speed_up(model, level=level).patched == 2
+        return loss_and_gradients(model, packed_row())
+
+    def off(found: dict[str, torch.Tensor]) -> float:
+        names = [name for name in exact if name != "loss"]
+        missed = sum(float((found[n] - exact[n]).double().pow(2).sum()) for n in names)
+        return (missed / sum(float(exact[n].double().pow(2).sum()) for n in names)) ** 0.5
+
+    exact = gradients("dense", torch.float32, None)
+    plain = gradients("dense", torch.bfloat16, None)
+    found = gradients(backend, torch.bfloat16, level)
+    assert 1e-4 < off(plain) < 0.05
+    assert off(found) <= 1.25 * off(plain)
+    assert abs(float(found["loss"] - exact["loss"])) < 1e-2

@@ -21,9 +21,6 @@ from train.attention_backends import BACKENDS
 from train.fast_layer import Inputs, Outputs
 from train.fast_linear import Adapted, why_not_plain
 
-CACHE_SHARE = 0.2
-"""Of the memory that is free, what `auto` takes for weights that are dequantized once."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -43,13 +40,13 @@ class Report:
         return text + "".join(f"; {n} stay plain: {why}" for why, n in self.reasons.items())
 
 
-def speed_up(model: torch.nn.Module, *, level: int = 0, cache: str = "none") -> Report:
+def speed_up(model: torch.nn.Module, *, level: int = 0, room: float = 0) -> Report:
     """Give a model's decoder layers their lean forward, where they are what it knows.
 
     Args:
         model: With adapters; a model's layers are found by their class.
         level: What is computed again: `train/fast_layer.py`.
-        cache: Whether weights are dequantized once: `all`, `none`, or `auto` where memory allows.
+        room: Bytes for weights that are dequantized once: all of them, where they fit, or none.
     """
     layers = [m for m in model.modules() if isinstance(m, LlamaDecoderLayer)]
     reasons = [why_not(layer) for layer in layers]
@@ -57,8 +54,10 @@ def speed_up(model: torch.nn.Module, *, level: int = 0, cache: str = "none") -> 
     parts = {layer: [Adapted(p) for p in _projections(layer)] for layer in lean}
     every = [part for of_layer in parts.values() for part in of_layer]
     cached = 0
-    if every and (cache == "all" or (cache == "auto" and _fits(every))):
-        cached = sum(part.keep_weight(lean[0].input_layernorm.weight.dtype) for part in every)
+    if lean:
+        dtype = lean[0].input_layernorm.weight.dtype
+        if sum(part.dense_bytes(dtype) for part in every) <= room:
+            cached = sum(part.keep_weight(dtype) for part in every)
     for layer in lean:
         layer.forward = _forward(layer, parts[layer], level)
     told = Counter(why for why in reasons if why)
@@ -100,20 +99,6 @@ def _projections(layer: LlamaDecoderLayer) -> tuple[Any, ...]:
     return (*of_attention, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
 
 
-def _fits(parts: list[Adapted]) -> bool:
-    """Whether the weights, dequantized, take but a share of the memory that is free."""
-    bases = [part.layer.get_base_layer() for part in parts]
-    if any(hasattr(base.weight, "full_tensor") for base in bases):
-        return False  # divided over the ranks: whole they would be on each
-    needed = sum(2 * base.in_features * base.out_features for base in bases)
-    device = bases[0].weight.device
-    if device.type == "cuda":
-        return needed < CACHE_SHARE * torch.cuda.mem_get_info(device)[0]
-    from psutil import virtual_memory
-
-    return needed < CACHE_SHARE * virtual_memory().available
-
-
 def _forward(layer: LlamaDecoderLayer, parts: list[Adapted], level: int) -> Callable[..., Any]:
     """The forward that a layer gets."""
     plain = type(layer).forward.__get__(layer)
@@ -136,7 +121,8 @@ def _forward(layer: LlamaDecoderLayer, parts: list[Adapted], level: int) -> Call
     def forward(hidden_states: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
         articles = keywords.get("articles")
         same = all(p.layer is q for p, q in zip(parts, _projections(layer), strict=True))
-        if not (layer.training and articles and same and all(part.is_plain for part in parts)):
+        is_row = layer.training and len(hidden_states) == 1
+        if not (articles and is_row and same and all(part.is_plain for part in parts)):
             return plain(hidden_states, *arguments, **keywords)
         positions = keywords["position_embeddings"]
         if layer.gradient_checkpointing:

@@ -56,6 +56,14 @@ class Adapted:
         state.dtype = dtype
         return bnb.functional.dequantize_4bit(base.weight.data.view(-1, 1), state)
 
+    def dense_bytes(self, dtype: torch.dtype) -> float:
+        """What a weight would take that is dequantized once: of one that is divided, too much."""
+        base = self.layer.get_base_layer()
+        if not isinstance(base, bnb.nn.Linear4bit):
+            return 0
+        is_divided = hasattr(base.weight, "full_tensor")
+        return torch.inf if is_divided else base.in_features * base.out_features * dtype.itemsize
+
     def keep_weight(self, dtype: torch.dtype) -> int:
         """Dequantize once for all, for a weight that stays; the bytes that this takes."""
         base = self.layer.get_base_layer()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch.utils._triton import has_triton
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,7 +23,7 @@ def _one_pass(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def run(*arguments: P.args, **keywords: P.kwargs) -> R:
         first: Any = arguments[0]
-        if not first.is_cuda:
+        if not (first.is_cuda and has_triton()):
             return function(*arguments, **keywords)
         if not compiled:
             compiled.append(torch.compile(function))

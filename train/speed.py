@@ -3,8 +3,11 @@
 Knows nothing of how either is computed.
 """
 
+import sys
+
 import torch
 from peft import PeftModel
+from psutil import virtual_memory
 
 from pressroom.console import log
 from pressroom.recipe import Recipe
@@ -12,6 +15,9 @@ from pressroom.train_sections import DTYPES
 from train import attention, fast
 from train.fast import Report
 
+CACHE_SHARE = 0.2
+"""Of a CPU's free memory, what `speed.cache: auto` may take. On a GPU it takes none: what is free
+before the first step is what activations need."""
 LEVELS = {"auto": 0, "all": 0, "less": 1, "least": 2}
 """What `speed.save` says -> a level of `train/fast_layer.py`."""
 
@@ -38,6 +44,9 @@ def quicken(
     backend = attention.choose(speed.attention, device, dtype)
     if base.config.attention_dropout:
         backend = "dense"  # the others have none
+    selective = recipe.memory.activation_checkpointing == "selective"
+    if backend == "flex" and selective and speed.attention == "auto":
+        backend = "blocks"  # what is compiled is no operation that could be kept
     attention.attach(base, backend)
     report = None
     if speed.save != "plain":
@@ -45,10 +54,17 @@ def quicken(
             count = base.config.num_hidden_layers
             report = Report(patched=0, skipped=count, reasons={why: count})
         else:
-            report = fast.speed_up(model, level=LEVELS[speed.save], cache=speed.cache)
+            report = fast.speed_up(model, level=LEVELS[speed.save], room=_room(recipe, device))
     if is_main:
         log.info("speed: attention by %s; %s", backend, report or "all layers plain, as asked")
     return report
+
+
+def _room(recipe: Recipe, device: torch.device) -> float:
+    """Bytes for weights that are dequantized once."""
+    if recipe.speed.cache == "auto":
+        return CACHE_SHARE * virtual_memory().available if device.type == "cpu" else 0
+    return sys.maxsize if recipe.speed.cache == "all" else 0
 
 
 def _why_plain(recipe: Recipe) -> str | None:
