@@ -22,7 +22,7 @@ from record import append, facts
 from stacks import Variant, build
 from transformers import TrainerCallback
 
-from pressroom.console import UserError, entry, log, say
+from pressroom.console import UserError, entry, log, say, set_up_logging
 from pressroom.geometry import Geometry
 from pressroom.train_sections import Precision
 
@@ -73,6 +73,7 @@ class InTurn(TrainerCallback):
 
 def trained(text: str, shape: Geometry, precision: Precision, steps: int, pipe: Connection) -> None:
     """Train one variant in turns; at the top of a module, so that a process finds it."""
+    set_up_logging()
     torch.set_num_threads(1)
     variant = Variant.parse(text)
     rows = random_rows(16 * variant.micro_batch_size, ROW, ARTICLE, shape.vocab_size)
@@ -103,7 +104,7 @@ def measure(
                 pipe.send("go")
                 row.append(pipe.recv())
             log.info("step %d: %s", step + 1, [f"{row[-1][0]:.2f} s" for row in told])
-    except EOFError:
+    except (EOFError, OSError):
         raise UserError("a variant's process has ended, see above") from None
     finally:
         for process in processes:

@@ -57,7 +57,10 @@ def test_every_variant_gives_a_row_with_its_figures(rows: list[dict[str, Any]]) 
         )
         assert 0 < row["mfu"] <= row["hfu"]
         assert sum(row["time_by_kernel"].values()) == pytest.approx(1, abs=0.01)
-        assert {"matmul", "attention", "dequantize"} <= row["time_by_kernel"].keys()
+        classes = {"matmul", "attention"}
+        if row["variant"].startswith("trl"):  # ours has done it once, before the first step
+            classes |= {"dequantize"}
+        assert classes <= row["time_by_kernel"].keys()
         assert {"hardware", "torch", "commit", "date", "command"} <= row.keys()
 
 

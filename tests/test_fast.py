@@ -68,6 +68,24 @@ def test_in_bf16_it_is_as_near_to_fp32_as_peft(
     assert losses[0] <= max(1.25 * losses[1], 1e-3)
 
 
+def test_codes_are_dequantized_to_what_is_computed_in(make_recipe, tiny_model: Path) -> None:
+    """As bitsandbytes' forward does it, also where they were made in another dtype.
+
+    Its backward pass then rounds the weights to that dtype; ours does not.
+    """
+    from pressroom.nn.nf4 import compute_in
+
+    make_recipe()
+    found = []
+    for build in (lambda m: m, lean):
+        model = model_of(tiny_model, *BF16)
+        compute_in(model.get_base_model(), torch.float32)
+        model.forward = type(model).forward.__get__(model)  # without autocast
+        found.append(loss_and_gradients(build(model), row()))
+    assert float(found[1]["loss"]) == pytest.approx(float(found[0]["loss"]), abs=1e-6)
+    assert 1e-4 < largest_difference(found[1], found[0]) < 1e-2
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_it_gives_the_same_bits_each_time(make_recipe, tiny_model: Path, level: int) -> None:
     make_recipe()
@@ -257,8 +275,37 @@ def test_what_changes_later_falls_back(make_recipe, tiny_model: Path, monkeypatc
     assert len(calls) == 14
 
 
-def test_evaluation_and_generation_are_the_models_own(make_recipe, tiny_model: Path) -> None:
+def test_a_cached_weight_is_dequantized_once(make_recipe, tiny_model: Path, monkeypatch) -> None:
+    import bitsandbytes as bnb
+
     make_recipe()
+    calls: list[int] = []
+    original = bnb.functional.dequantize_4bit
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(bnb.functional, "dequantize_4bit", counted)
+    for cache, before, after in (("none", 0, 2 * 7 * 2 - 3), ("all", 2 * 7, 0)):
+        calls.clear()
+        model = lean(model_of(tiny_model), cache=cache)
+        assert len(calls) == before
+        calls.clear()
+        loss_and_gradients(model, row())
+        assert len(calls) == after  # the first layer's input needs no gradient
+    size = sum(
+        p.out_features * p.in_features for p in fast._projections(model.model.model.layers[0])
+    )
+    assert fast.speed_up(model, room=2 * 4 * size).cached == 2 * 4 * size
+    assert fast.speed_up(model, room=2 * 4 * size - 1).cached == 0
+
+
+def test_evaluation_and_generation_are_the_models_own(
+    make_recipe, tiny_model: Path, monkeypatch
+) -> None:
+    make_recipe()
+    monkeypatch.setattr("train.fast_layer.product", None)
     model, plain = lean(model_of(tiny_model)).eval(), model_of(tiny_model).eval()
     ids = row()["input_ids"][:, :20]
     options = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}
