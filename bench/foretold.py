@@ -1,15 +1,15 @@
 """What a variant should take: FLOPs by formula, memory and speed by the planner."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from stacks import LORA_R, Variant
+from stacks import Variant, bench_recipe
 
 from pressroom.geometry import Geometry
+from pressroom.planner.choice import option
 from pressroom.planner.memory import GIB, torch_bytes
-from pressroom.planner.plan import plan
-from pressroom.planner.setup import Setup
-from pressroom.train_sections import Lora, Memory, Quantization
 from train.summary import gpus_of_ranks
 
 
@@ -33,20 +33,12 @@ def predicted(variant: Variant, geometry: Geometry, length: int) -> dict[str, An
     """What the planner says of a variant on this machine; the plain stack is not ours to plan."""
     if variant.stack != "pressroom":
         return {}
-    setup = Setup(
-        geometry=geometry,
-        quantization=Quantization(),
-        lora=Lora(r=LORA_R),
-        memory=Memory(activation_checkpointing=variant.checkpointing),  # type: ignore[arg-type]
-        strategy="ddp",
-        sequence_length=length,
-        micro_batch_size=variant.micro_batch_size,
-        global_batch_size=variant.micro_batch_size,
-        gpu=gpus_of_ranks(PartialState()).kind,
-        attention="sdpa" if variant.attention == "dense" else "flash",
-    )
-    planned = plan(setup)
+    folder = Path(tempfile.mkdtemp())
+    recipe = bench_recipe(variant, geometry, length, 1, 1, folder)
+    planned = option(recipe, geometry, gpus_of_ranks(PartialState())).plan
     return {
         "predicted_peak_memory_gib": round(torch_bytes(planned.memory.step) / GIB, 2),
+        "save": planned.setup.save,
+        "weights_dequantized_once": planned.setup.is_cached,
         "predicted_tokens_per_second": round(planned.tokens_per_second_per_gpu, 1),
     }

@@ -69,7 +69,7 @@ LOSSES = {"ours": trainers_loss, "torch": torch_loss}
 def bare_steps(variant: Variant, rows: Any, num_steps: int, loss_of: Any) -> Iterator[float]:
     """Train without a trainer; gives the loss of each step."""
     folder = Path(tempfile.mkdtemp())
-    recipe = bench_recipe(variant, rows, num_steps, ACCUMULATION, folder)
+    recipe = bench_recipe(variant, GEOMETRY, ROW, num_steps, ACCUMULATION, folder)
     base = random_base(GEOMETRY, torch.device("cpu"))
     model = with_adapters(base, recipe)
     score_in_forward(base, lambda weight: nullcontext())

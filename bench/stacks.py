@@ -20,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from pressroom.geometry import Geometry
 from pressroom.nn.nf4 import compute_in
+from pressroom.planner.fits import resolve
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.train_sections import DTYPES, Checkpointing, Precision
@@ -122,7 +123,8 @@ def _pressroom(
     precision: Precision,
     folder: Path,
 ) -> Any:
-    recipe = bench_recipe(variant, rows, num_steps, accumulation, folder, precision)
+    length = max(sum(row) for row in rows["seq_lengths"])
+    recipe = bench_recipe(variant, geometry, length, num_steps, accumulation, folder, precision)
     run = RunDir(folder)
     arguments = trainer.training_arguments(recipe, run, 1, len(rows))
     arguments.save_strategy = "no"
@@ -136,18 +138,19 @@ def _pressroom(
 
 def bench_recipe(
     variant: Variant,
-    rows: Dataset,
+    geometry: Geometry,
+    sequence_length: int,
     num_steps: int,
     accumulation: int,
     folder: Path,
     precision: Precision = "bf16",
 ) -> Recipe:
-    """The recipe of a measurement."""
+    """The recipe of a measurement, its speed as the planner chooses it for this machine."""
     text = {
         "name": "bench",
         "model": {"base": "."},
         "data": {"articles": ["none.jsonl"]},
-        "sequence_length": max(sum(row) for row in rows["seq_lengths"]),
+        "sequence_length": sequence_length,
         "lora": {"r": LORA_R, "alpha": 2 * LORA_R},
         "batch": {
             "global_batch_size": variant.micro_batch_size * accumulation,
@@ -159,7 +162,8 @@ def bench_recipe(
         "speed": {"attention": variant.attention, "save": variant.save},
     }
     (folder / "recipe.yaml").write_text(json.dumps(text))
-    return Recipe.load(str(folder / "recipe.yaml"))
+    recipe = Recipe.load(str(folder / "recipe.yaml"))
+    return resolve(recipe, geometry, gpus_of_ranks(PartialState()))[0]
 
 
 def _plain(

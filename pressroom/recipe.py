@@ -1,8 +1,8 @@
 """The recipe: everything that decides what a run makes, and nothing about where it runs.
 
 A recipe is one YAML file (`train/recipes/` has those that are shipped), read by `Recipe.load`.
-Each section (`pressroom/sections.py`, `pressroom/train_sections.py`) checks itself; a rule that
-compares two sections is a function here, whose parameters name them. Knows no torch.
+Each section (`pressroom/sections.py`, `pressroom/train_sections.py`) checks itself; rules that
+compare two are in `pressroom/rules.py`. Knows no torch.
 """
 
 import difflib
@@ -20,9 +20,9 @@ from pydantic.dataclasses import dataclass
 from pressroom import strict_yaml
 from pressroom.console import UserError
 from pressroom.geometry import Geometry
+from pressroom.rules import RULES
 from pressroom.sections import STRICT, Data, Evaluation, Generation, Model, Problems, Prompt
 from pressroom.train_sections import (
-    DTYPES,
     Batch,
     Checkpoint,
     Lora,
@@ -37,70 +37,6 @@ from pressroom.train_sections import (
 
 AUTO_KEYS = ("parallel.strategy", "memory.activation_checkpointing", "batch.micro_batch_size")
 """What may be `auto`."""
-
-
-def _one_compute_dtype(quantization: Quantization | None, memory: Memory) -> Problems:
-    """A model computes in one dtype: bitsandbytes would cast to a second at every linear layer."""
-    dtype = DTYPES[memory.precision]
-    if quantization and quantization.compute_dtype != dtype:
-        yield (
-            "quantization.compute_dtype",
-            f"{quantization.compute_dtype} with memory.precision {memory.precision}: must be "
-            f"{dtype}",
-        )
-
-
-def _fsdp_shards_codes(
-    quantization: Quantization | None, parallel: Parallel, memory: Memory
-) -> Problems:
-    """FSDP shards parameters of one float dtype: codes stored otherwise stay whole on each GPU."""
-    dtype = DTYPES[memory.precision]
-    fsdp = parallel.strategy in ("fsdp", "fsdp_offload")
-    if fsdp and quantization and quantization.storage_dtype != dtype:
-        yield (
-            "quantization.storage_dtype",
-            f"{quantization.storage_dtype} would not be sharded by {parallel.strategy}: must be "
-            f"{dtype}, the dtype of the rest",
-        )
-
-
-def _sharded_optimizer(optimizer: Optimizer, parallel: Parallel) -> Problems:
-    """Optimizers of bitsandbytes cannot save a sharded state."""
-    if parallel.strategy not in ("ddp", "auto") and optimizer.name.startswith("paged_"):
-        yield (
-            "optimizer.name",
-            f"{optimizer.name} cannot save its state under {parallel.strategy}: use "
-            "adamw_torch_fused",
-        )
-
-
-def _sharded_precision(parallel: Parallel, memory: Memory) -> Problems:
-    """The fp16 gradient scaler has not been tried with sharded gradients."""
-    if parallel.strategy not in ("ddp", "auto") and memory.precision == "fp16":
-        yield (
-            "memory.precision",
-            f"fp16 is not supported under {parallel.strategy}: use bf16 or fp32",
-        )
-
-
-def _skipped_steps(optimizer: Optimizer, parallel: Parallel) -> Problems:
-    """DeepSpeed's backward pass takes the step itself: nobody has seen the gradients."""
-    if optimizer.on_nan == "skip" and parallel.strategy.startswith("zero"):
-        yield (
-            "optimizer.on_nan",
-            f"skip cannot be done under {parallel.strategy}: DeepSpeed takes a step before its "
-            "gradients can be looked at; use stop, or fsdp",
-        )
-
-
-def _samples_of_a_whole_model(tracking: Tracking, parallel: Parallel) -> Problems:
-    """Every GPU would have to gather the base anew for each token that one of them writes."""
-    if tracking.sample_every_steps and parallel.strategy not in ("ddp", "zero2", "auto"):
-        yield (
-            "tracking.sample_every_steps",
-            f"no GPU has the whole model under {parallel.strategy}, and cannot write in "
-            "mid-training: must be null; `pressroom generate` writes afterwards",
-        )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -162,14 +98,7 @@ class Recipe:
         "val_set_size": "held_out",
         "prompt_template": "format",
     }
-    rules: ClassVar[tuple[Callable[..., Problems], ...]] = (
-        _one_compute_dtype,
-        _fsdp_shards_codes,
-        _sharded_optimizer,
-        _sharded_precision,
-        _skipped_steps,
-        _samples_of_a_whole_model,
-    )
+    rules: ClassVar[tuple[Callable[..., Problems], ...]] = RULES
 
     @classmethod
     def load(cls, name: str, overrides: Sequence[str] = ()) -> "Recipe":

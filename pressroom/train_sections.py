@@ -17,6 +17,7 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 Precision = Literal["bf16", "fp16", "fp32"]
 Strategy = Literal["ddp", "fsdp", "fsdp_offload", "zero2", "zero3", "zero3_offload"]
 Checkpointing = Literal["none", "selective", "full"]
+Save = Literal["all", "less", "least", "plain"]
 Auto = Literal["auto"]
 """What the planner fills in before anything starts: the fastest that fits."""
 DTYPES: dict[Precision, Dtype] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -176,13 +177,14 @@ class Speed(Section):
     """How articles see themselves only: PyTorch's or flash-attn's FlashAttention, FlexAttention,
     SDPA article by article, or SDPA under one mask over the micro-batch; `auto`: the first of these
     that is there."""
-    save: Literal["auto", "all", "less", "least", "plain"] = "auto"
-    """What lean layers keep for the backward pass: all that is wide; not gate and up; not the first
-    residual sum either. `plain`: transformers' and PEFT's own layers. What lean layers do not know,
-    such as dropout, stays plain by itself."""
-    cache: Literal["auto", "all", "none"] = "auto"
+    save: Literal[Save, "auto"] = "auto"
+    """What lean layers keep for the backward pass, where nothing is checkpointed: all that is wide;
+    not gate and up; not the first residual sum either; `auto`: the fastest that fits. `plain`:
+    transformers' and PEFT's own layers. What lean layers do not know, such as dropout, stays plain
+    by itself."""
+    cache: Literal["all", "none", "auto"] = "auto"
     """Whether 4-bit weights that are not divided over ranks are dequantized once, and kept so;
-    `auto`: on a CPU, where they take less than a fifth of its free memory."""
+    `auto`: where they fit, on a CPU in a fifth of its memory."""
 
 
 def _spelled_out(value: Any) -> Any:

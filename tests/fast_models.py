@@ -1,6 +1,5 @@
 """Models for the tests of lean layers: a small Llama with drawn adapters, and one packed row."""
 
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -58,6 +57,6 @@ def loss_and_gradients(model: Any, batch: dict[str, Any]) -> dict[str, torch.Ten
 
 def lean(model: Any, level: int = 0, cache: str = "none") -> Any:
     """The same model, sped up; every layer of it."""
-    report = fast.speed_up(model, level=level, room=sys.maxsize if cache == "all" else 0)
+    report = fast.speed_up(model, level=level, is_cached=cache == "all")
     assert (report.patched, report.skipped, report.reasons) == (2, 0, {}), report
     return model

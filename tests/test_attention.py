@@ -97,10 +97,14 @@ def test_every_backend_is_the_dense_mask(
             assert float((gradient - of_dense[name]).abs().max()) < 1e-5 * max(scale, 1), name
 
 
+@pytest.mark.parametrize("scores", [attention_cpu.SCORES, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("key_heads", [4, 2])
-def test_the_kernel_for_cpus_is_sdpa(dtype: torch.dtype, key_heads: int) -> None:
-    """In bf16 it is nearer to fp32 than SDPA is."""
+def test_attention_on_a_cpu_is_sdpa(
+    monkeypatch, dtype: torch.dtype, key_heads: int, scores: int
+) -> None:
+    """In bf16 about as near to fp32 as SDPA; also where few queries have their scores at a time."""
+    monkeypatch.setattr(attention_cpu, "SCORES", scores)
     told = attending(micro_batch(*LENGTHS), "packed_blocks")["articles"]
     sizes, masks = [run.size for run in told.runs], told.masks
     torch.manual_seed(0)
@@ -119,7 +123,7 @@ def test_the_kernel_for_cpus_is_sdpa(dtype: torch.dtype, key_heads: int) -> None
     theirs = outputs(attention_backends.by_sdpa, dtype)
     for ours, other, wanted in zip(found, theirs, exact, strict=True):
         off, theirs_off = (float((t.detach().float() - wanted).norm()) for t in (ours, other))
-        assert off <= max(1.1 * theirs_off, 1e-5 * float(wanted.norm()))
+        assert off <= max(1.25 * theirs_off, 1e-5 * float(wanted.norm()))
 
 
 def test_no_mask_is_as_wide_as_the_micro_batch() -> None:

@@ -297,8 +297,8 @@ def test_a_cached_weight_is_dequantized_once(make_recipe, tiny_model: Path, monk
     size = sum(
         p.out_features * p.in_features for p in fast._projections(model.model.model.layers[0])
     )
-    assert fast.speed_up(model, room=2 * 4 * size).cached == 2 * 4 * size
-    assert fast.speed_up(model, room=2 * 4 * size - 1).cached == 0
+    assert fast.speed_up(model, is_cached=True).cached == 2 * 4 * size
+    assert fast.speed_up(model).cached == 0
 
 
 def test_evaluation_and_generation_are_the_models_own(

@@ -1,9 +1,10 @@
-"""PyTorch's attention kernel for CPUs on the runs of a packed row, keeping no more than it must.
+"""Attention on a CPU, on the runs of a packed row: scores in fp32, the other products in the dtype.
 
-Called through SDPA it keeps its outputs beside their sum, repeats key heads for good, and in bf16
-its backward pass takes twice the time that it takes in fp32. Here it computes in fp32, run by run,
-and what is kept are the inputs, the output and 4 bytes a token and head. Legend: T tokens, H heads,
-K key heads, W width of a head. Knows nothing of where runs come from.
+PyTorch's kernel for CPUs computes head by head, at a third of the rate of one product for all of
+them. Scores and their gradients are fp32, and rounded for what they are multiplied with, as in
+FlashAttention. Kept are the inputs alone: scores are made again, those of some queries at a time.
+Legend: T tokens, H heads, K key heads, G heads that share one, B queries at a time, M = G B, N keys
+that they see, W width of a head. Knows nothing of where runs come from.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 
 Tensor = torch.Tensor
-_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+SCORES = 2**18
+"""That there are at a time: a MiB of them, which stays in a core's cache."""
 
 
 class Runs(torch.autograd.Function):
@@ -32,50 +33,70 @@ class Runs(torch.autograd.Function):
         masks: Sequence[Tensor | None],
         scale: float,
     ) -> Tensor:
-        """Run by run."""
-        out_THW, logs = torch.empty_like(q_THW, memory_format=torch.contiguous_format), []
-        heads = _of_runs(sizes, q_THW.shape[1], q_THW, k_TKW, v_TKW)
-        for (q, k, v), out, mask in zip(heads, out_THW.split(sizes), masks, strict=True):
-            made, log = _FORWARD(q, k, v, 0.0, mask is None, attn_mask=_added(mask), scale=scale)
-            out.copy_(made[0].transpose(0, 1))
-            logs.append(log)
+        """Some queries of a run at a time."""
         ctx.sizes, ctx.masks, ctx.scale = sizes, masks, scale
-        ctx.save_for_backward(q_THW, k_TKW, v_TKW, out_THW, *logs)
+        ctx.save_for_backward(q_THW, k_TKW, v_TKW)
+        q_KGTW, k_KTW, v_KTW = _by_head(q_THW, k_TKW, v_TKW)
+        scaled_KGTW, float_k_KTW = q_KGTW.float() * scale, k_KTW.float()
+        out_THW = torch.empty_like(q_THW, memory_format=torch.contiguous_format)
+        out_KGTW = _by_head(out_THW, k_TKW, v_TKW)[0]
+        for queries, keys, added_BN in _parts(sizes, masks, q_THW.shape[1]):
+            p_KMN = _shares(scaled_KGTW[:, :, queries], float_k_KTW[:, keys], added_BN)
+            made_KMW = p_KMN.to(v_KTW.dtype) @ v_KTW[:, keys]
+            out_KGTW[:, :, queries] = made_KMW.unflatten(1, (-1, len(added_BN)))
         return out_THW
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
-        """Run by run; the gradients of key heads that were repeated are summed."""
-        q_THW, k_TKW, v_TKW, out_THW, *logs = ctx.saved_tensors
-        num_heads, num_keys = q_THW.shape[1], k_TKW.shape[1]
-        tensors = (upstream[0], q_THW, k_TKW, v_TKW, out_THW)
-        gradients = [torch.empty(t.shape, dtype=t.dtype) for t in tensors[1:4]]
-        places = zip(*(gradient.split(ctx.sizes) for gradient in gradients), strict=True)
-        of_runs = _of_runs(ctx.sizes, num_heads, *tensors)
-        for heads, log, mask, place in zip(of_runs, logs, ctx.masks, places, strict=True):
-            options = {"attn_mask": _added(mask), "scale": ctx.scale}
-            made = _BACKWARD(*heads, log, 0.0, mask is None, **options)
-            for target, gradient in zip(place, made, strict=True):
-                by_head = gradient[0].transpose(0, 1)
-                if target.shape[1] == num_keys != num_heads:
-                    by_head = by_head.unflatten(1, (num_keys, -1)).sum(2)
-                target.copy_(by_head)
-        return *gradients, None, None, None
+        """The same again, and four products; those of heads that share keys add up in them."""
+        q_THW, k_TKW, v_TKW = ctx.saved_tensors
+        q_KGTW, k_KTW, v_KTW = _by_head(q_THW, k_TKW, v_TKW)
+        g_KGTW = _by_head(upstream[0], k_TKW, v_TKW)[0]
+        sums = [torch.zeros(t.shape) for t in (q_THW, k_TKW, v_TKW)]
+        by_q_KGTW, by_k_KTW, by_v_KTW = _by_head(*sums)
+        scaled_KGTW, float_k_KTW = q_KGTW.float() * ctx.scale, k_KTW.float()
+        float_g_KGTW, float_v_KTW = g_KGTW.float(), v_KTW.float()
+        for queries, keys, added_BN in _parts(ctx.sizes, ctx.masks, q_THW.shape[1]):
+            q_KMW, g_KMW, float_g_KMW = (
+                t[:, :, queries].flatten(1, 2) for t in (q_KGTW, g_KGTW, float_g_KGTW)
+            )
+            p_KMN = _shares(scaled_KGTW[:, :, queries], float_k_KTW[:, keys], added_BN)
+            by_p_KMN = float_g_KMW @ float_v_KTW[:, keys].mT
+            by_v_KTW[:, keys] += p_KMN.to(g_KMW.dtype).mT @ g_KMW
+            by_s_KMN = torch._softmax_backward_data(by_p_KMN, p_KMN, -1, p_KMN.dtype)
+            by_s_KMN = by_s_KMN.mul_(ctx.scale).to(q_KMW.dtype)
+            by_k_KTW[:, keys] += by_s_KMN.mT @ q_KMW
+            by_q_KMW = by_s_KMN @ k_KTW[:, keys]
+            by_q_KGTW[:, :, queries] = by_q_KMW.unflatten(1, (-1, len(added_BN)))
+        return *(s.to(q_THW.dtype) for s in sums), None, None, None
 
 
-def _of_runs(sizes: Sequence[int], num_heads: int, *tensors: Tensor) -> Iterator[list[Tensor]]:
-    """Of each run the tensors as the kernel takes them: [1, H, size, W], fp32."""
-    for parts in zip(*(tensor.split(sizes) for tensor in tensors), strict=True):
-        yield [_repeated(part.float(), num_heads).transpose(0, 1)[None] for part in parts]
+def _by_head(q_THW: Tensor, k_TKW: Tensor, v_TKW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as [K, G, T, W], [K, T, W] and [K, T, W]."""
+    q_TKGW = q_THW.unflatten(1, (k_TKW.shape[1], -1))
+    return q_TKGW.permute(1, 2, 0, 3), k_TKW.transpose(0, 1), v_TKW.transpose(0, 1)
 
 
-def _repeated(part_THW: Tensor, num_heads: int) -> Tensor:
-    times = num_heads // part_THW.shape[1]
-    return part_THW.repeat_interleave(times, 1) if times > 1 else part_THW
+def _parts(
+    sizes: Sequence[int], masks: Sequence[Tensor | None], num_heads: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Queries, the keys up to the last of them, and what is added to their scores, [B, N]."""
+    start = 0
+    for size, mask in zip(sizes, masks, strict=True):
+        most = max(SCORES // (num_heads * size), 32)
+        for first in range(0, size, most):
+            last = min(first + most, size)
+            if mask is None:
+                added_BN = torch.full((last - first, last), -torch.inf).triu_(first + 1)
+            else:
+                hidden_BN = mask[0, 0, first:last, :last].logical_not()
+                added_BN = torch.zeros(hidden_BN.shape).masked_fill_(hidden_BN, -torch.inf)
+            yield slice(start + first, start + last), slice(start, start + last), added_BN
+        start += size
 
 
-def _added(mask: Tensor | None) -> Tensor | None:
-    """A mask as it is added to the scores."""
-    if mask is None:
-        return None
-    return torch.zeros(mask.shape).masked_fill_(mask.logical_not(), -torch.inf)
+def _shares(q_KGBW: Tensor, k_KNW: Tensor, added_BN: Tensor) -> Tensor:
+    """What share of each query's attention a key has, [K, M, N]."""
+    scores_KMN = q_KGBW.flatten(1, 2) @ k_KNW.mT
+    scores_KMN.unflatten(1, (-1, len(added_BN))).add_(added_BN)
+    return scores_KMN.softmax(-1)

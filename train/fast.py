@@ -40,13 +40,13 @@ class Report:
         return text + "".join(f"; {n} stay plain: {why}" for why, n in self.reasons.items())
 
 
-def speed_up(model: torch.nn.Module, *, level: int = 0, room: float = 0) -> Report:
+def speed_up(model: torch.nn.Module, *, level: int = 0, is_cached: bool = False) -> Report:
     """Give a model's decoder layers their lean forward, where they are what it knows.
 
     Args:
         model: With adapters; a model's layers are found by their class.
         level: What is computed again: `train/fast_layer.py`.
-        room: Bytes for weights that are dequantized once: all of them, where they fit, or none.
+        is_cached: Whether 4-bit weights that are not divided are dequantized once.
     """
     layers = [m for m in model.modules() if isinstance(m, LlamaDecoderLayer)]
     reasons = [why_not(layer) for layer in layers]
@@ -54,10 +54,9 @@ def speed_up(model: torch.nn.Module, *, level: int = 0, room: float = 0) -> Repo
     parts = {layer: [Adapted(p) for p in _projections(layer)] for layer in lean}
     every = [part for of_layer in parts.values() for part in of_layer]
     cached = 0
-    if lean:
+    if lean and is_cached:
         dtype = lean[0].input_layernorm.weight.dtype
-        if sum(part.dense_bytes(dtype) for part in every) <= room:
-            cached = sum(part.keep_weight(dtype) for part in every)
+        cached = sum(part.keep_weight(dtype) for part in every)
     for layer in lean:
         layer.forward = _forward(layer, parts[layer], level)
     told = Counter(why for why in reasons if why)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from train.fast_linear import Adapted, again, gradients, input_gradient, product
+from train.fast_linear import Adapted, again, gradients, inner_gradient, input_gradient, product
 from train.fast_math import norm_gradient, norm_scale, normed, rotated, swiglu, swiglu_again
 
 Tensor = torch.Tensor
@@ -58,13 +58,14 @@ class Inputs(torch.autograd.Function):
         inner, factors = rest[:3], rest[3:]
         turned = [rotated(g, cos_T1W, sin_T1W, -1.0) for g in upstream[:2]]
         h_TD = normed(x_TD, scale_T1, weight_D)
-        by_h_TD, of_factors = None, []
+        by_h_TD: Tensor | None = None
+        of_factors: list[Tensor] = []
         for part, (a, b), inner_TR, g in zip(
             ctx.parts, _pairs(factors), inner, [*turned, upstream[2]], strict=True
         ):
             g_TO = g.reshape(len(g), -1)
-            by_a, by_b, by_inner_TR = gradients(g_TO, h_TD, inner_TR, a, b, part.scaling)
-            of_factors += [by_a, by_b]
+            by_inner_TR = inner_gradient(g_TO, b, part.scaling)
+            of_factors += gradients(g_TO, by_inner_TR, h_TD, inner_TR, part.scaling, a.dtype)
             if ctx.needs_input_grad[0]:  # not in the first layer: embeddings are frozen
                 weight = part.weight(x_TD.dtype)
                 by_h_TD = input_gradient(g_TO, by_inner_TR, weight, a, by_h_TD)
@@ -117,29 +118,34 @@ class Outputs(torch.autograd.Function):
         wide = rest[12:]
         o, gate, up, down = ctx.parts
         dtype, by_y_TD = x_TD.dtype, upstream[0][0]
-        weight_o = o.weight(dtype)
-        sum_TD = wide[0] if wide else again(attended_TQ, inner_o, weight_o, bo, o.scaling, x_TD)
+        if wide:
+            sum_TD = wide[0]
+        else:
+            sum_TD = again(attended_TQ, inner_o, o.weight(dtype), bo, o.scaling, x_TD)
         h_TD = normed(sum_TD, scale_T1, weight_D)
-        weight_g, weight_u = gate.weight(dtype), up.weight(dtype)
         if ctx.level == 0:
             gate_TF, up_TF = wide[1:]
         else:
-            gate_TF = again(h_TD, inner_g, weight_g, bg, gate.scaling)
-            up_TF = again(h_TD, inner_u, weight_u, bu, up.scaling)
-        by_inner = (by_y_TD @ bd.to(dtype)).mul_(down.scaling)
-        by_active_TF = input_gradient(by_y_TD, by_inner, down.weight(dtype), ad)
+            gate_TF = again(h_TD, inner_g, gate.weight(dtype), bg, gate.scaling)
+            up_TF = again(h_TD, inner_u, up.weight(dtype), bu, up.scaling)
+        by_inner_d = inner_gradient(by_y_TD, bd, down.scaling)
+        by_active_TF = input_gradient(by_y_TD, by_inner_d, down.weight(dtype), ad)
         active_TF, by_gate_TF, by_up_TF = swiglu_again(by_active_TF, gate_TF, up_TF)
         del by_active_TF, gate_TF, up_TF
-        of_down = gradients(by_y_TD, active_TF, inner_d, ad, bd, down.scaling)
+        of_down = gradients(by_y_TD, by_inner_d, active_TF, inner_d, down.scaling, ad.dtype)
         del active_TF
-        of_gate = gradients(by_gate_TF, h_TD, inner_g, ag, bg, gate.scaling)
-        of_up = gradients(by_up_TF, h_TD, inner_u, au, bu, up.scaling)
-        by_h_TD = input_gradient(by_gate_TF, of_gate[2], weight_g, ag)
-        by_h_TD = input_gradient(by_up_TF, of_up[2], weight_u, au, by_h_TD)
+        by_inner_g = inner_gradient(by_gate_TF, bg, gate.scaling)
+        by_inner_u = inner_gradient(by_up_TF, bu, up.scaling)
+        of_gate = gradients(by_gate_TF, by_inner_g, h_TD, inner_g, gate.scaling, ag.dtype)
+        of_up = gradients(by_up_TF, by_inner_u, h_TD, inner_u, up.scaling, au.dtype)
+        by_h_TD = input_gradient(by_gate_TF, by_inner_g, gate.weight(dtype), ag)
+        by_h_TD = input_gradient(by_up_TF, by_inner_u, up.weight(dtype), au, by_h_TD)
+        del h_TD, by_gate_TF, by_up_TF
         by_sum_TD = norm_gradient(by_h_TD, sum_TD, scale_T1, weight_D, by_y_TD)
-        of_o = gradients(by_sum_TD, attended_TQ, inner_o, ao, bo, o.scaling)
-        by_attended_TQ = input_gradient(by_sum_TD, of_o[2], weight_o, ao)
-        of_factors = [g for of_part in (of_o, of_gate, of_up, of_down) for g in of_part[:2]]
+        by_inner_o = inner_gradient(by_sum_TD, bo, o.scaling)
+        of_o = gradients(by_sum_TD, by_inner_o, attended_TQ, inner_o, o.scaling, ao.dtype)
+        by_attended_TQ = input_gradient(by_sum_TD, by_inner_o, o.weight(dtype), ao)
+        of_factors = (*of_o, *of_gate, *of_up, *of_down)
         return by_attended_TQ, by_sum_TD, None, None, None, *of_factors
 
 

@@ -56,18 +56,10 @@ class Adapted:
         state.dtype = dtype
         return bnb.functional.dequantize_4bit(base.weight.data.view(-1, 1), state)
 
-    def dense_bytes(self, dtype: torch.dtype) -> float:
-        """What a weight would take that is dequantized once: of one that is divided, too much."""
-        base = self.layer.get_base_layer()
-        if not isinstance(base, bnb.nn.Linear4bit):
-            return 0
-        is_divided = hasattr(base.weight, "full_tensor")
-        return torch.inf if is_divided else base.in_features * base.out_features * dtype.itemsize
-
     def keep_weight(self, dtype: torch.dtype) -> int:
-        """Dequantize once for all, for a weight that stays; the bytes that this takes."""
+        """Dequantize once for all a 4-bit weight that is not divided; the bytes that this takes."""
         base = self.layer.get_base_layer()
-        if not isinstance(base, bnb.nn.Linear4bit):
+        if not isinstance(base, bnb.nn.Linear4bit) or hasattr(base.weight, "full_tensor"):
             return 0
         dense = self.weight(dtype)
         self._kept = base.weight, dense
@@ -127,19 +119,22 @@ def again(
     return y_TO.addmm_(x_TI, weight_OI.t())
 
 
+def inner_gradient(upstream_TO: Tensor, b_OR: Tensor, scaling: float) -> Tensor:
+    """Gradient of x Aᵀ [T, R]."""
+    return (upstream_TO @ b_OR.to(upstream_TO.dtype)).mul_(scaling)
+
+
 def gradients(
     upstream_TO: Tensor,
+    by_inner_TR: Tensor,
     x_TI: Tensor,
     inner_TR: Tensor,
-    a_RI: Tensor,
-    b_OR: Tensor,
     scaling: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of A and B in their own dtypes, and of x Aᵀ, [T, R]."""
-    dtype = x_TI.dtype
-    by_inner_TR = (upstream_TO @ b_OR.to(dtype)).mul_(scaling)
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of A and B, in the dtype that they are trained in."""
     by_b_OR = upstream_TO.t() @ (inner_TR * scaling)
-    return (by_inner_TR.t() @ x_TI).to(a_RI.dtype), by_b_OR.to(b_OR.dtype), by_inner_TR
+    return (by_inner_TR.t() @ x_TI).to(dtype), by_b_OR.to(dtype)
 
 
 def input_gradient(

@@ -68,9 +68,10 @@ def swiglu_again(upstream_TF: Tensor, gate_TF: Tensor, up_TF: Tensor) -> tuple[T
     Returns:
         silu(gate) * up, and the gradients of gate and of up, all [T, F].
     """
-    silu_TF = torch.nn.functional.silu(gate_TF)
     by_gate_TF = torch.ops.aten.silu_backward(upstream_TF * up_TF, gate_TF)
-    return silu_TF * up_TF, by_gate_TF, upstream_TF * silu_TF
+    silu_TF = torch.nn.functional.silu(gate_TF)
+    by_up_TF = upstream_TF * silu_TF
+    return silu_TF.mul_(up_TF), by_gate_TF, by_up_TF
 
 
 @_one_pass

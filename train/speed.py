@@ -3,11 +3,11 @@
 Knows nothing of how either is computed.
 """
 
-import sys
+import ctypes
+from contextlib import suppress
 
 import torch
 from peft import PeftModel
-from psutil import virtual_memory
 
 from pressroom.console import log
 from pressroom.recipe import Recipe
@@ -15,11 +15,11 @@ from pressroom.train_sections import DTYPES
 from train import attention, fast
 from train.fast import Report
 
-CACHE_SHARE = 0.2
-"""Of a CPU's free memory, what `speed.cache: auto` may take. On a GPU it takes none: what is free
-before the first step is what activations need."""
 LEVELS = {"auto": 0, "all": 0, "less": 1, "least": 2}
-"""What `speed.save` says -> a level of `train/fast_layer.py`."""
+"""What `speed.save` says -> a level of `train/fast_layer.py`. `auto` is left where the planner has
+no plan for a recipe."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MOST = -1, -3, 2**25
+"""Parameters of glibc's `mallopt`, and the most that the second may be."""
 
 
 def quicken(
@@ -54,17 +54,21 @@ def quicken(
             count = base.config.num_hidden_layers
             report = Report(patched=0, skipped=count, reasons={why: count})
         else:
-            report = fast.speed_up(model, level=LEVELS[speed.save], room=_room(recipe, device))
+            is_cached = speed.cache == "all"
+            report = fast.speed_up(model, level=LEVELS[speed.save], is_cached=is_cached)
+            if device.type == "cpu":
+                _keep_freed_memory()
     if is_main:
         log.info("speed: attention by %s; %s", backend, report or "all layers plain, as asked")
     return report
 
 
-def _room(recipe: Recipe, device: torch.device) -> float:
-    """Bytes for weights that are dequantized once."""
-    if recipe.speed.cache == "auto":
-        return CACHE_SHARE * virtual_memory().available if device.type == "cpu" else 0
-    return sys.maxsize if recipe.speed.cache == "all" else 0
+def _keep_freed_memory() -> None:
+    """Have glibc keep what a step frees, which the system would clear anew for the next."""
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_MMAP_THRESHOLD, _MOST)
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _why_plain(recipe: Recipe) -> str | None:

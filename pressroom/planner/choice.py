@@ -10,15 +10,19 @@ from typing import Any, get_args
 from pressroom.console import UserError
 from pressroom.geometry import Geometry
 from pressroom.planner.gpu_kinds import GpuKind
+from pressroom.planner.memory import GIB
 from pressroom.planner.plan import Plan, plan
 from pressroom.planner.setup import Setup
 from pressroom.recipe import Recipe
-from pressroom.train_sections import Auto, Checkpointing, Strategy
+from pressroom.train_sections import Auto, Checkpointing, Save, Strategy
 
 MOST_REASONS = 2
 """Others that are named beside what was chosen."""
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 CHECKPOINTING: tuple[Checkpointing, ...] = get_args(Checkpointing)
+LEAN: tuple[Save, ...] = ("all", "less", "least")
+HOST_SHARE = 0.2
+"""Of a CPU's memory, what weights may take that are dequantized once: others live there too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +59,10 @@ class Option:
 
 
 def option(recipe: Recipe, geometry: Geometry, gpus: Gpus, num_rows: int = 0) -> Option:
-    """Plan a resolved recipe.
+    """Plan a recipe, its speed filled in: the fastest that fits, or else the smallest.
 
     Args:
-        recipe: Without `auto`.
+        recipe: Without `auto`, but for its speed.
         geometry: Of its model.
         gpus: That it trains on.
         num_rows: Of its dataset; 0 where there is none yet.
@@ -66,6 +70,28 @@ def option(recipe: Recipe, geometry: Geometry, gpus: Gpus, num_rows: int = 0) ->
     Raises:
         UserError: Its batch does not divide over the GPUs.
     """
+    ways = [_planned(way, geometry, gpus, num_rows) for way in _sped_up(recipe)]
+    if gpus.kind.name == "cpu":
+        room = HOST_SHARE * gpus.kind.memory_gib * GIB
+        ways = [way for way in ways if way.plan.setup.cached <= room] or ways
+    fastest_first = sorted(ways, key=lambda o: -o.plan.tokens_per_second_per_gpu)
+    return (fitting(fastest_first) or [min(ways, key=lambda o: o.plan.peak_gib)])[0]
+
+
+def _sped_up(recipe: Recipe) -> Iterator[Recipe]:
+    """Every way to fill in `speed.save` and `speed.cache`.
+
+    Under a checkpoint a lean layer's own savings do not count: it is computed again as a whole.
+    """
+    speed, saves = recipe.speed, LEAN
+    if recipe.memory.activation_checkpointing != "none":
+        saves = LEAN[:1]
+    for save in saves if speed.save == "auto" else (speed.save,):
+        for cache in ("none", "all") if speed.cache == "auto" else (speed.cache,):
+            yield replace(recipe, speed=replace(speed, save=save, cache=cache))
+
+
+def _planned(recipe: Recipe, geometry: Geometry, gpus: Gpus, num_rows: int) -> Option:
     setup = Setup.of(recipe, geometry, gpus.kind, gpus.nodes, gpus.gpus_per_node)
     planned = plan(
         setup,
@@ -126,16 +152,21 @@ def choose(recipe: Recipe, geometry: Geometry, gpus: Gpus) -> tuple[Option, list
             f"batch.global_batch_size: {recipe.batch.global_batch_size} rows do not divide over "
             f"{gpus.count} GPUs, or every strategy breaks a rule"
         )
-    fitting = [o for o in every if o.plan.fits_well] or [o for o in every if o.plan.fits]
-    if not fitting:
+    found = fitting(every)
+    if not found:
         return min(every, key=lambda o: o.plan.peak_gib), []
-    return fitting[0], [_because(key, fitting[0], fitting) for key in recipe.autos]
+    return found[0], [_because(key, found[0], found) for key in recipe.autos]
 
 
-def _because(key: str, best: Option, fitting: Sequence[Option]) -> str:
+def fitting(found: Sequence[Option]) -> list[Option]:
+    """Those that fit with a margin, or else those that fit, in their order."""
+    return [o for o in found if o.plan.fits_well] or [o for o in found if o.plan.fits]
+
+
+def _because(key: str, best: Option, found: Sequence[Option]) -> str:
     """Why a key got its value: the best that fits with each other value stands beside it."""
     others: dict[Any, Option] = {}
-    for candidate in fitting:
+    for candidate in found:
         others.setdefault(candidate.recipe.value(key), candidate)
     chosen = best.recipe.value(key)
     others.pop(chosen)
@@ -154,8 +185,9 @@ def speed(found: Option) -> str:
 
 def described(found: Option) -> str:
     """What an option is, in words."""
-    recipe = found.recipe
+    recipe, save = found.recipe, found.plan.setup.save
+    lean = "" if save == "plain" else f"lean layers that keep {save}, "
     return (
         f"{recipe.parallel.strategy}, {recipe.memory.activation_checkpointing} checkpointing, "
-        f"micro-batches of {recipe.batch.micro_batch_size}"
+        f"{lean}micro-batches of {recipe.batch.micro_batch_size}"
     )

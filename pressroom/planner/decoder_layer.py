@@ -10,7 +10,7 @@ from typing import Literal
 
 from pressroom.geometry import Geometry
 from pressroom.planner.weights import DTYPE_BYTES, adapter_weights
-from pressroom.train_sections import DTYPES, Lora, Memory
+from pressroom.train_sections import DTYPES, Lora, Memory, Save
 
 Attention = Literal["sdpa", "eager", "flash"]
 """sdpa with the dense mask of packed rows, as trained; flash is told where articles begin."""
@@ -34,6 +34,7 @@ class DecoderLayer:
         tokens: Of the micro-batch.
         attention: Its implementation.
         quantized: Whether the base is.
+        save: What a lean layer keeps, or `plain`.
     """
 
     geometry: Geometry
@@ -42,6 +43,7 @@ class DecoderLayer:
     tokens: int
     attention: Attention
     quantized: bool
+    save: Save = "plain"
 
     @property
     def element(self) -> int:
@@ -101,12 +103,14 @@ class DecoderLayer:
 
     @property
     def whole(self) -> int:
-        """What autograd keeps when nothing is computed again.
+        """What is kept when no checkpoint computes anything again: by a lean layer, `lean`.
 
-        A token leaves the two norms' inputs in fp32 with their scales, 8 d + 8; what `attended`
-        says; gate, its activation and up, 3 e f; the adapters' inputs, and what is inside of each,
-        e r. Besides there are the adapters themselves, cast unless computing is in fp32.
+        In a plain one a token leaves the two norms' inputs in fp32 with their scales, 8 d + 8; what
+        `attended` says; gate, its activation and up, 3 e f; the adapters' inputs, and what is
+        inside of each, e r. Besides there are the adapters, cast unless computing is in fp32.
         """
+        if self.save != "plain":
+            return self.tokens * self.lean
         token = (
             8 * self.geometry.hidden_size + 8,
             self.attended,
@@ -116,6 +120,19 @@ class DecoderLayer:
         )
         adapters = adapter_weights(self.geometry, self.lora) // self.geometry.num_layers
         return self.tokens * sum(token) + self.is_cast * self.element * adapters
+
+    @property
+    def lean(self) -> int:
+        """What a token leaves in a lean layer, `train/fast_layer.py`.
+
+        Its input, e d; both norms' scales, 8; queries, keys, values, attention's output and
+        logsumexp; e r of each adapter. `less` keeps the first residual sum besides, e d; `all` gate
+        and up too, 2 e f.
+        """
+        hidden, inner = self.geometry.hidden_size, self.geometry.intermediate_size
+        wide = {"least": 0, "less": hidden, "all": hidden + 2 * inner}[self.save]
+        inside = self.lora.r * len(self.targets)
+        return self.element * (hidden + wide + inside) + 8 + self.attended
 
     @property
     def attended(self) -> int:

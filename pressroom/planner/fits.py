@@ -4,12 +4,13 @@ Pure functions, as `pressroom/planner/choice.py`. Knows nothing of files.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 
 from pressroom.console import UserError
 from pressroom.geometry import Geometry
-from pressroom.planner.choice import Gpus, Option, choose, described, options, speed
+from pressroom.planner.choice import Gpus, Option, choose, described, option, options, speed
 from pressroom.planner.gpu_kinds import KINDS
 from pressroom.recipe import Recipe
 from pressroom.train_sections import Quantization
@@ -18,10 +19,14 @@ from pressroom.train_sections import Quantization
 def resolve(recipe: Recipe, geometry: Geometry, gpus: Gpus) -> tuple[Recipe, list[str]]:
     """The recipe without `auto`, and why.
 
+    Speed never stops a run: where there is no plan for the recipe, it is left as it is.
+
     Raises:
-        UserError: Nothing fits; what would is named.
+        UserError: Something else is `auto` and nothing fits; what would is named.
     """
     if not recipe.autos:
+        with suppress(UserError):
+            recipe = option(recipe, geometry, gpus).recipe
         return recipe, []
     chosen, reasons = choose(recipe, geometry, gpus)
     if not chosen.plan.fits:

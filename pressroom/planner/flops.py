@@ -7,11 +7,18 @@ Knows nothing of GPUs.
 from dataclasses import dataclass
 
 from pressroom.geometry import Geometry
-from pressroom.train_sections import Checkpointing, Lora, Memory
+from pressroom.train_sections import Checkpointing, Lora, Memory, Save
 
 _STAGE = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1, "gate_proj": 2, "up_proj": 2}
 _STAGE["down_proj"] = 3
 """Where a linear stands in its layer, in the order of the forward pass."""
+REMADE: dict[Save, tuple[str, ...]] = {
+    "plain": (),
+    "all": (),
+    "less": ("gate_proj", "up_proj"),
+    "least": ("gate_proj", "up_proj", "o_proj"),
+}
+"""Linears whose outputs a lean layer computes again, by what it keeps."""
 
 
 def hardware_flops_per_token(
@@ -58,6 +65,7 @@ def executed(
     memory: Memory,
     tokens: int,
     attended: float,
+    save: Save = "plain",
 ) -> Flops:
     """FLOPs of one micro-step.
 
@@ -65,7 +73,7 @@ def executed(
     adapter's two products cost 2 forward and 4 backward, for they have weight gradients too.
     Attention is two products of `attended` tokens forward and five backward, which computes the
     scores again. The head is frozen, so it costs 2 and 2. `full` computes layers again,
-    `selective` the adapters' second products alone.
+    `selective` the adapters' second products alone, a lean layer the products of `REMADE`.
 
     Args:
         geometry: The decoder.
@@ -74,6 +82,7 @@ def executed(
         tokens: Of the micro-batch.
         attended: Keys that each query visits: the micro-batch's tokens under a dense mask, half
             an article's length under causal kernels that skip.
+        save: What lean layers keep.
     """
     shapes, layers = geometry.linear_shapes, geometry.num_layers
     targets = shapes if isinstance(lora.target_modules, str) else lora.target_modules
@@ -94,12 +103,14 @@ def executed(
     seconds = lora.r * sum(shapes[name][0] for name in targets if name != "down_proj")
     firsts = lora.r * sum(shapes[name][1] for name in targets)
     thin_again = {"none": 0, "selective": seconds, "full": firsts + seconds}[mode]
+    remade = sum(shapes[name][0] * shapes[name][1] for name in REMADE[save])
+    remade_thin = lora.r * sum(shapes[name][0] for name in REMADE[save])
     scores = 2.0 * tokens * attended * geometry.num_heads * geometry.head_dim
     backward_layers = layers if starts == 0 or again else layers - 1
     head = 2.0 * tokens * geometry.num_head_weights
     return Flops(
-        linears=2.0 * tokens * ((2 + again) * layers * weights - spared - last),
-        adapters=2.0 * tokens * (layers * (3 * thin + thin_again) - spared_thin),
+        linears=2.0 * tokens * (layers * ((2 + again) * weights + remade) - spared - last),
+        adapters=2.0 * tokens * (layers * (3 * thin + thin_again + remade_thin) - spared_thin),
         attention=scores * (2 * (1 + again) * layers + 5 * backward_layers),
         head=head * 2,
     )

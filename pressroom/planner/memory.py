@@ -71,7 +71,7 @@ def torch_bytes(rows: Rows) -> float:
     return sum(rows.values()) - rows["CUDA context, NCCL"]
 
 
-def _static(parts: Held) -> Rows:
+def _static(setup: Setup, parts: Held) -> Rows:
     return {
         "4-bit weights": parts.codes,
         "scales": parts.scales,
@@ -83,30 +83,31 @@ def _static(parts: Held) -> Rows:
         "gathered layers": parts.gathered,
         "gathered embeddings, head": parts.gathered_other,
         "communication buffers": parts.buffers,
+        "weights dequantized once": setup.cached,
     }
 
 
 def _layer(setup: Setup) -> DecoderLayer:
     return DecoderLayer(
         *(setup.geometry, setup.lora, setup.memory, setup.tokens),
-        *(setup.attention, setup.quantization is not None),
+        *(setup.attention, setup.quantization is not None, setup.save),
     )
 
 
 def _backward(setup: Setup, parts: Held) -> Rows:
     layer = _layer(setup)
     workspace = backward_workspace(layer)
-    rows = _static(parts) | {
+    rows = _static(setup, parts) | {
         "activations kept": kept_activations(layer),
         "recomputed layer": recomputed_layer(layer),
         "gradients of activations": workspace.gradients,
-        "dequantized weights": workspace.weight,
+        "dequantized weights": 0 if setup.is_cached else workspace.weight,
     }
     return _on_the_card(setup, rows)
 
 
 def _loss(setup: Setup, parts: Held) -> Rows:
-    rows = _static(parts) | {"activations kept": kept_activations(_layer(setup))}
+    rows = _static(setup, parts) | {"activations kept": kept_activations(_layer(setup))}
     if setup.full_logits:
         rows["logits"] = FULL_LOGITS * setup.geometry.vocab_size * setup.tokens
     else:

@@ -98,6 +98,8 @@ class Plan:
             "gpus_per_node": setup.gpus_per_node,
             "strategy": setup.strategy,
             "activation_checkpointing": setup.memory.activation_checkpointing,
+            "save": setup.save,
+            "weights_dequantized_once": setup.is_cached,
             "micro_batch_size": setup.micro_batch_size,
             "gradient_accumulation_steps": setup.accumulation,
             "fits": self.fits,

@@ -11,8 +11,9 @@ from pressroom.console import UserError
 from pressroom.geometry import Geometry
 from pressroom.planner.decoder_layer import Attention
 from pressroom.planner.gpu_kinds import GpuKind
+from pressroom.planner.weights import DTYPE_BYTES
 from pressroom.recipe import Recipe
-from pressroom.train_sections import Lora, Memory, Quantization, Strategy
+from pressroom.train_sections import DTYPES, Lora, Memory, Quantization, Save, Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,10 @@ class Setup:
     """Whether the moments go to host memory when the GPU is full: they are not counted."""
     attention: Attention = "sdpa"
     """What the trainer uses; `sdpa` with a dense mask over the whole micro-batch."""
+    save: Save = "plain"
+    """What lean layers keep, where the trainer knows them."""
+    is_cached: bool = False
+    """Whether 4-bit weights are dequantized once."""
     full_logits: bool = False
     """Whether a loss holds all logits at once; ours never does."""
     adapter_bytes: int = 4
@@ -51,10 +56,14 @@ class Setup:
 
         Raises:
             UserError: The global batch does not divide over them, the GPUs cannot compute in the
-                recipe's precision, or something is still `auto`.
+                recipe's precision, or something is still `auto`; of speed, that counts as `all`
+                without a cache.
         """
         if recipe.autos:
             raise UserError(f"{', '.join(recipe.autos)}: auto is not filled in yet")
+        save = _save(recipe, geometry)
+        is_divided = recipe.parallel.strategy.startswith(("fsdp", "zero3"))
+        is_kept = save != "plain" and recipe.quantization is not None and not is_divided
         setup = cls(
             geometry=geometry,
             quantization=recipe.quantization,
@@ -68,7 +77,10 @@ class Setup:
             nodes=nodes,
             gpus_per_node=gpus_per_node,
             paged_optimizer=recipe.optimizer.name.startswith("paged_"),
-            loads_on_gpu=not str(recipe.parallel.strategy).startswith("fsdp"),
+            attention="sdpa" if recipe.speed.attention == "dense" else "flash",
+            save=save,
+            is_cached=is_kept and recipe.speed.cache == "all",
+            loads_on_gpu=not recipe.parallel.strategy.startswith("fsdp"),
         )
         setup._require_precision()
         recipe.batch.gradient_accumulation_steps(setup.world_size)
@@ -77,6 +89,12 @@ class Setup:
     def but(self, **changes: Any) -> "Setup":
         """The same set-up with other values."""
         return replace(self, **changes)
+
+    @property
+    def cached(self) -> int:
+        """Bytes of the weights that are dequantized once."""
+        size = DTYPE_BYTES[DTYPES[self.memory.precision]]
+        return self.is_cached * size * self.geometry.num_linear_weights
 
     @property
     def world_size(self) -> int:
@@ -114,3 +132,17 @@ class Setup:
                 f"memory.precision: bf16, and {self.gpu.name} has none: use memory.precision=fp16 "
                 "quantization.compute_dtype=float16 parallel.strategy=ddp"
             )
+
+
+def _save(recipe: Recipe, geometry: Geometry) -> Save:
+    """What layers keep: `plain` where the recipe shows that lean layers do not know them."""
+    lora, targets = recipe.lora, recipe.lora.target_modules
+    is_known = (
+        recipe.speed.attention != "dense"
+        and recipe.memory.activation_checkpointing != "selective"
+        and not recipe.parallel.strategy.startswith("zero3")
+        and not lora.dropout
+        and (targets == "all-linear" or set(targets) >= set(geometry.linear_shapes))
+    )
+    save = "all" if recipe.speed.save == "auto" else recipe.speed.save
+    return save if is_known else "plain"

@@ -6,7 +6,7 @@ reach, each constant with its source. Knows nothing of recipes' files or picture
 
 from dataclasses import dataclass
 
-from pressroom.planner.flops import executed
+from pressroom.planner.flops import REMADE, executed
 from pressroom.planner.setup import Setup
 from pressroom.planner.sharding import adapted_shapes, layer_bytes, whole
 
@@ -25,6 +25,9 @@ HOP_SECONDS = 8e-6
 """Of one hop in a ring of ranks: assumed."""
 LAUNCH_SECONDS = 1.0e-3
 """To launch the kernels of one decoder layer, one way: a hundred, from Python."""
+LEAN_LAUNCH, LEAN_ELEMENTWISE = 0.5, 0.3
+"""What lean layers leave of launching and of elementwise traffic: half the kernels, each one pass
+over memory. Counted on their code, not measured."""
 STORAGE_BYTES_PER_SECOND = 1e9
 """Of a node's file system: assumed."""
 QUANTIZING_BYTES_PER_SECOND = 5e9
@@ -59,7 +62,7 @@ def step_time(setup: Setup) -> StepTime:
     geometry, gpu, tokens = setup.geometry, setup.gpu, setup.tokens
     flash = setup.attention == "flash"
     attended = setup.sequence_length / 2 if flash else tokens
-    flops = executed(geometry, setup.lora, setup.memory, tokens, attended)
+    flops = executed(geometry, setup.lora, setup.memory, tokens, attended, setup.save)
     rate, bandwidth = gpu.tflops * 1e12, gpu.gb_per_second * 1e9 * BANDWIDTH
     passes = 2 + (setup.memory.activation_checkpointing != "none")
     forward, backward = ATTENTION[setup.attention]
@@ -74,7 +77,8 @@ def step_time(setup: Setup) -> StepTime:
         "elementwise": passes * layers * tokens * _elementwise_traffic(setup) / bandwidth,
     }
     computing = sum(parts.values())
-    launching = max(passes * layers * LAUNCH_SECONDS - computing, 0)
+    launch = LAUNCH_SECONDS * (1 if setup.save == "plain" else LEAN_LAUNCH)
+    launching = max(passes * layers * launch - computing, 0)
     gathering = max(_gather_seconds(setup) - computing - launching, 0)
     reducing = max(_reduce_seconds(setup) - (computing + launching) / 2, 0)
     micro = setup.accumulation
@@ -87,24 +91,29 @@ def step_time(setup: Setup) -> StepTime:
 
 
 def _dequantization(setup: Setup) -> float:
-    if setup.quantization is None:
+    if setup.quantization is None or setup.is_cached:
         return 0
+    geometry, shapes = setup.geometry, setup.geometry.linear_shapes
     passes = 2 + (setup.memory.activation_checkpointing == "full")
-    moved = setup.geometry.num_linear_weights * (0.5 + 2)
-    return passes * moved / (setup.gpu.gb_per_second * 1e9 * DEQUANTIZING)
+    remade = sum(shapes[name][0] * shapes[name][1] for name in REMADE[setup.save])
+    weights = passes * geometry.num_linear_weights + geometry.num_layers * remade
+    return weights * (0.5 + 2) / (setup.gpu.gb_per_second * 1e9 * DEQUANTIZING)
 
 
 def _adapter_traffic(setup: Setup) -> float:
     """Bytes a token of a layer: reading the input, and the product's way into the output.
 
-    Source: PEFT's unfused forward: about 2 in + 16 out a linear.
+    Source: PEFT's unfused forward: about 2 in + 16 out a linear. In a lean layer the thin product
+    is written, and read by the product that adds to it: 2 in + 4 out.
     """
-    return sum(2 * into + 16 * out for out, into in adapted_shapes(setup))
+    way = 16 if setup.save == "plain" else 4
+    return sum(2 * into + way * out for out, into in adapted_shapes(setup))
 
 
 def _elementwise_traffic(setup: Setup) -> float:
     """Bytes a token of a layer read and written by norms, rotary positions, SwiGLU and sums."""
-    return 2 * (32 * setup.geometry.hidden_size + 14 * setup.geometry.intermediate_size)
+    traffic = 2.0 * (32 * setup.geometry.hidden_size + 14 * setup.geometry.intermediate_size)
+    return traffic * (1 if setup.save == "plain" else LEAN_ELEMENTWISE)
 
 
 def gathered_per_pass(setup: Setup) -> float:

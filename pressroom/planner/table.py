@@ -22,6 +22,7 @@ LETTERS = {
     "layer being divided": "L",
     "gathered embeddings, head": "H",
     "communication buffers": "B",
+    "weights dequantized once": "M",
     "activations kept": "K",
     "recomputed layer": "R",
     "gradients of activations": "V",
@@ -50,7 +51,8 @@ def _head(name: str, planned: Plan) -> list[str]:
     known = [] if setup.gpu.name in KINDS else [f"{setup.gpu.name}: {setup.gpu.source}"]
     return [
         f"{name} on {nodes}{setup.gpus_per_node} x {setup.gpu.name}: {verdict}",
-        f"{setup.strategy}, {setup.memory.activation_checkpointing} checkpointing; "
+        f"{setup.strategy}, {setup.memory.activation_checkpointing} checkpointing, "
+        f"{'plain layers' if setup.save == 'plain' else f'lean layers that keep {setup.save}'}; "
         f"{setup.global_batch_size} rows of {setup.sequence_length:,} tokens a step = "
         f"{setup.micro_batch_size} micro x {setup.accumulation} accumulation x "
         f"{setup.world_size} {'rank' if setup.world_size == 1 else 'ranks'}",
