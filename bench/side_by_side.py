@@ -4,10 +4,11 @@
 
 Each variant trains in a process of its own, on the same model and rows, and waits after each step
 until the others have made theirs: whatever else the machine does meets all alike. What counts is
-the ratio of the medians to the first variant's.
+how many times as long the first variant took for the same step, the median over all steps.
 """
 
 import multiprocessing
+import os
 import statistics
 import time
 from multiprocessing.connection import Connection
@@ -126,10 +127,10 @@ def main(
     shape = geometry(hidden, layers)
     told = measure(variants, shape, cast(Precision, precision), steps + WARMUP)
     lines: list[str] = []
-    first = (0.0, 0.0)
     for text, steps_of in zip(variants, told, strict=True):
-        wall, cores = (statistics.median(s[i] for s in steps_of[WARMUP:]) for i in (0, 1))
-        first = first if lines else (wall, cores)
+        wall = statistics.median(step[0] for step in steps_of[WARMUP:])
+        pairs = list(zip(told[0][WARMUP:], steps_of[WARMUP:], strict=True))
+        ratios = [statistics.median(one[i] / own[i] for one, own in pairs) for i in (0, 1)]
         rate = Variant.parse(text).micro_batch_size * ROW / wall
         row = {
             "variant": str(Variant.parse(text)),
@@ -141,9 +142,10 @@ def main(
             "steps": steps,
             "step_seconds": round(wall, 4),
             "tokens_per_second": round(rate, 1),
-            "ratio": round(first[0] / wall, 3),
-            "ratio_of_core_seconds": round(first[1] / cores, 3),
+            "ratio": round(ratios[0], 3),
+            "ratio_of_core_seconds": round(ratios[1], 3),
             "loss": round(steps_of[-1][2], 3),
+            "load": [round(load, 1) for load in os.getloadavg()],
         }
         append(path, {"bench": "side_by_side", **facts(), **row})
         lines.append(
