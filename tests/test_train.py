@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import invented_articles
+from test_house import modules_after
 from training import adapter, losses, metrics, tensors, train
 from transformers import modeling_utils
 
@@ -281,3 +282,15 @@ def test_the_rows_of_a_step_do_not_depend_on_the_ranks(make_recipe, world_size: 
     seen = [row for step in steps for row in step]
     for start in (0, 21, 42):
         assert sorted(seen[start : start + 21]) == list(range(21))
+
+
+def test_a_rank_does_not_import_the_compiler() -> None:
+    """As bitsandbytes would, which peft imports; and what compiles does so as ever."""
+    found = modules_after(
+        "import runpy, sys; sys.argv = ['x', '--help']\n"
+        "try: runpy.run_module('train.sft', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "import torch; assert torch.compile.__module__ == 'torch'"
+    )
+    assert {"bitsandbytes", "peft", "trl"} <= found
+    assert "torch._inductor.compile_fx" not in found

@@ -16,6 +16,10 @@ if __name__ == "__main__":
 
     rank_log.begin()  # before torch, whose import can fail too
 
+    from pressroom.nn.lean_import import import_bitsandbytes
+
+    import_bitsandbytes()  # before peft does
+
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
