@@ -21,6 +21,7 @@ export PYTHONPATH=$root
 
 packages=(
     accelerate annotated-types anyio bitsandbytes click datasets dill filelock fsspec ftfy h11
+    hypothesis iniconfig pluggy pygments pytest sortedcontainers
     httpcore2 httpx2 huggingface_hub idna multiprocess nh3 packaging peft psutil pydantic
     pydantic_core python-dateutil regex safetensors tokenizers tqdm transformers trl truststore
     typing-inspection typing_extensions wcwidth xxhash

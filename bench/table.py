@@ -68,7 +68,45 @@ def _told(figure: float | None, form: str) -> str:
     return "" if figure is None else format(figure, form)
 
 
-TABLES: dict[str, Callable[[Iterable[Row]], str]] = {"train_gpu": train_table}
+def side_by_side_table(rows: Iterable[Row]) -> str:
+    """Each variant's tokens/s, and how many times as fast as the first of its run it was."""
+    lines = [
+        f"| {row['precision']} | {row['variant']} | {row['tokens_per_second']:,.0f} | "
+        f"{row['ratio']:.2f} | {row['ratio_of_core_seconds']:.2f} | {row['load'][0]} | "
+        f"{row['commit']} |"
+        for row in rows
+    ]
+    names = ("precision", "variant", "tokens/s", "ratio", "by time on a core", "load", "commit")
+    return "\n".join([f"| {' | '.join(names)} |", f"|{'---|' * len(names)}", *lines])
+
+
+def host_table(rows: Iterable[Row]) -> str:
+    """The newest row of each item, in words."""
+    newest = {(row["item"], row.get("save")): row for row in rows}
+    lines = ["| what | figure |", "|---|---|"]
+    for (item, save), row in newest.items():
+        if item == "loader":
+            rate = f"{row['tokens_per_core_second']:,}"
+            lines.append(f"| loader and collator, tokens/s of one core | {rate} |")
+            lines.append(f"| the same, of the 160,000 of 8 ranks | {row['ratio_to_a_node']} |")
+        elif item == "step":
+            layers = "plain" if save == "plain" else "lean"
+            lines.append(
+                f"| host time of a layer in a step, {layers} layers | {row['layer_ms']} ms, "
+                f"{row['ratio_to_gpu']} of an H200's predicted for 8,192 tokens at 7B |"
+            )
+            lines.append(f"| the same, once a step | {row['step_ms']} ms |")
+        else:
+            told = ", ".join(f"{name} {seconds:.1f}" for name, seconds in row["seconds"].items())
+            lines.append(f"| launch to the end of step 1 | {row['total_seconds']:.1f} s: {told} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[Iterable[Row]], str]] = {
+    "train_gpu": train_table,
+    "side_by_side": side_by_side_table,
+    "host": host_table,
+}
 
 
 def fill(page: str, rows: Iterable[Row]) -> str:

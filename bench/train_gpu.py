@@ -30,10 +30,17 @@ from pressroom.geometry import Geometry
 
 DEFAULTS = {
     "tiny": ("trl:1", "trl:2", "pressroom:1:full", "pressroom:2:none"),
-    "7b": ("trl:1", "trl:2", "trl:4", "trl:8", "pressroom:4:none", "pressroom:8:full"),
-    "13b": ("trl:1", "trl:2", "trl:4", "pressroom:4:none", "pressroom:8:full"),
-    "70b": ("trl:1", "trl:2", "trl:4", "pressroom:1:none", "pressroom:4:full", "pressroom:8:full"),
+    "7b": (
+        *("pressroom:8:none", "pressroom:8:none:auto:plain", "pressroom:8:full"),
+        *("trl:1", "trl:2", "trl:4", "trl:8"),
+    ),
+    "13b": ("pressroom:4:none", "pressroom:8:full", "trl:1", "trl:2", "trl:4"),
+    "70b": (
+        *("pressroom:2:none", "pressroom:3:none:auto:all", "pressroom:6:none:auto:less"),
+        *("pressroom:8:full", "trl:1", "trl:2", "trl:4"),
+    ),
 }
+"""What matters most comes first: a call that is cut loses the last."""
 
 
 class Clock(TrainerCallback):

@@ -33,7 +33,7 @@ def test_variants_take_turns_and_lose_alike(tmp_path: Path) -> None:
         assert row["ratio"] > 0
         assert row["loss"] == pytest.approx(8.3, abs=0.2)  # ln 4096
     assert rows[1]["loss"] == pytest.approx(rows[2]["loss"], abs=2e-3)
-    assert "attention by blocks; 1 of 1 decoder layers are fused" in done.stderr
+    assert "attention by blocks, save least; 1 of 1 decoder layers are fused" in done.stderr
     assert "attention by dense; all layers plain, as asked" in done.stderr
 
 

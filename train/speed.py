@@ -59,7 +59,9 @@ def quicken(
             if device.type == "cpu":
                 _keep_freed_memory()
     if is_main:
-        log.info("speed: attention by %s; %s", backend, report or "all layers plain, as asked")
+        kept = f", save {speed.save}" if report and report.patched else ""
+        what = report or "all layers plain, as asked"
+        log.info("speed: attention by %s%s; %s", backend, kept, what)
     return report
 
 
