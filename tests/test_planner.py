@@ -199,6 +199,23 @@ def test_speed_is_what_the_room_that_is_left_allows(gib: str) -> None:
     assert again == found
 
 
+@pytest.mark.parametrize("gib", [24.0, 141.0])
+def test_under_a_checkpoint_lean_layers_keep_no_less(gib: float) -> None:
+    """Not even where nothing fits: the recipe would break a rule."""
+    gpus = Gpus(kind=replace(kind_of("h200"), memory_gib=gib))
+    keys = ["parallel.strategy=ddp", "memory.activation_checkpointing=full"]
+    found, _ = resolve(Recipe.load("llama2_70b", keys), SIZES["70b"], gpus)
+    assert found.speed.save == "all"
+    assert not list(found.broken_rules())
+
+
+def test_divided_weights_are_not_dequantized_once() -> None:
+    for strategy, is_cached in (("ddp", True), ("zero2", True), ("fsdp", False)):
+        keys = [f"parallel.strategy={strategy}", "speed.cache=all"]
+        setup = option(Recipe.load("llama2_70b", keys), SIZES["7b"], on("2xh200")).plan.setup
+        assert setup.is_cached is is_cached, strategy
+
+
 def test_each_way_to_keep_less_needs_less_and_takes_longer() -> None:
     def planned(*keys: str):
         recipe = Recipe.load("llama2_70b", ["parallel.strategy=ddp", *keys])
