@@ -130,8 +130,8 @@ def to_article(
         description=description,
         url=url,
         published_at=values["published_at"] or None,
-        category=values["category"] or None,
-        source=values["source"] or None,
+        category=" ".join((values["category"] or "").split()) or None,
+        source=" ".join((values["source"] or "").split()) or None,
         place=place,
     )
 

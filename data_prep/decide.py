@@ -24,6 +24,7 @@ from data_prep.dedupe import (
     copies,
     divide_by_date,
     divide_by_share,
+    within,
 )
 from pressroom.console import UserError
 from pressroom.dataset import SPLITS
@@ -55,6 +56,7 @@ def decide(scanned: pa.Table, data: Data) -> pa.Table:
     verdicts.drop_copies()
     stories_A = verdicts.drop_near_copies(data)
     verdicts.divide(stories_A, data)
+    verdicts.keep_fraction(data.fraction)
     return verdicts.table()
 
 
@@ -134,6 +136,15 @@ class _Verdicts:
             else:
                 day = f"{published_A[index]!r:.60} does not begin with YYYY-MM-DD"
                 self._reject(kept_A[index], "no date of publication", day)
+
+    def keep_fraction(self, fraction: float) -> None:
+        """Reject articles to train on beyond a share of them, when all else is decided."""
+        rows_A = np.flatnonzero(self._side_R == TRAIN)
+        ids_A = self._column("id", rows_A).to_pylist() if fraction < 1 else []
+        used_A = within(ids_A, fraction)
+        for row in rows_A[~used_A] if fraction < 1 else ():
+            self._side_R[row] = NEITHER
+            self._reject(row, "beyond data.fraction", f"{fraction:g} of the articles are used")
 
     def table(self) -> pa.Table:
         """The verdicts, as `SCHEMA`."""

@@ -56,9 +56,27 @@ def divide_by_share(ids_A: Sequence[str], story_A: Indices, share: float) -> Sid
     return np.where(held_S[number_A], HELD_OUT, TRAIN).astype(np.int8)
 
 
-def _position(article_id: str) -> float:
-    """An article's place in 0 .. 1, independent of the hash that gave its id."""
-    digest = hashlib.sha256(f"held out {article_id}".encode()).digest()
+def within(ids_A: Sequence[str], fraction: float) -> npt.NDArray[np.bool_]:
+    """Whether an article is among the first so many; at least one is where there are any.
+
+    Each article's own place decides: a smaller share is a part of every larger one.
+
+    >>> ids = [str(n) for n in range(1000)]
+    >>> [int(within(ids, share).sum()) for share in (0.001, 0.1, 0.5, 1)]
+    [1, 90, 477, 1000]
+    >>> bool((within(ids, 0.1) <= within(ids, 0.5)).all())
+    True
+    """
+    places_A = np.array([_position(article, "fraction") for article in ids_A], np.float64)
+    used_A = places_A < fraction
+    if len(places_A) and not used_A.any():
+        used_A[places_A.argmin()] = True
+    return used_A
+
+
+def _position(article_id: str, what: str = "held out") -> float:
+    """An article's place in 0 .. 1, independent of the hash that gave its id, and for each use."""
+    digest = hashlib.sha256(f"{what} {article_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 

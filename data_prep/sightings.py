@@ -15,7 +15,7 @@ from pressroom.console import UserError
 from pressroom.dataset import INDEX, MANIFEST, REJECTS, Manifest
 from pressroom.files import home
 from pressroom.index import find, read_index
-from pressroom.runs import runs_of
+from pressroom.runs import every_run
 from pressroom.standing import standing
 
 
@@ -114,7 +114,7 @@ def trainings() -> tuple[dict[Path, list[Training]], list[str]]:
     """
     found: dict[Path, list[Training]] = {}
     unknown = []
-    for run in runs_of():
+    for run in every_run():
         if not run.environment.is_file():
             continue  # has trained on nothing yet
         try:

@@ -14,6 +14,10 @@ from typing import Any
 from pressroom.console import UserError
 from pressroom.samples import Style
 
+SURROGATES = re.compile("[\ud800-\udfff]")
+"""Halves of characters: JSON can write them, and nothing else takes them."""
+_OBJECT = re.compile(rb'(\xef\xbb\xbf)?\s*\{\s*"')
+"""Where JSON lines begin."""
 _SHOWN = 5
 """Problems of a file that are told."""
 
@@ -54,9 +58,7 @@ def of_file(path: Path, style: Style) -> list[Asked]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        near = difflib.get_close_matches(path.name, _names(path.parent), n=1)
-        hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
-        raise UserError(f"--file {path}: {error.strerror}{hint}") from None
+        raise unreadable(f"--file {path}", path, error) from None
     return _of_lines(content, str(path), style, path.suffix == ".jsonl")
 
 
@@ -66,11 +68,21 @@ def of_input(content: bytes, style: Style) -> list[Asked]:
     Raises:
         UserError: As of a file.
     """
-    return _of_lines(content, "standard input", style, content.lstrip().startswith(b'{"'))
+    return _of_lines(content, "standard input", style, bool(_OBJECT.match(content)))
 
 
-def _names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+def unreadable(name: str, path: Path, error: OSError) -> UserError:
+    """A file that cannot be read, and the one that may have been meant."""
+    there = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, there, n=1)
+    hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
+    return UserError(f"{name}: {error.strerror}{hint}")
+
+
+def first_problems(problems: Sequence[str]) -> str:
+    """Some of what is wrong with a file's lines, and how much more there is."""
+    more = [f"and {len(problems) - _SHOWN} more lines"] if len(problems) > _SHOWN else []
+    return "\n".join([*problems[:_SHOWN], *more])
 
 
 def _of_lines(content: bytes, name: str, style: Style, is_json: bool) -> list[Asked]:
@@ -86,15 +98,14 @@ def _of_lines(content: bytes, name: str, style: Style, is_json: bool) -> list[As
             one = _of_json(number, line, where, style) if is_json else Asked(number, line, where)
         except UnicodeDecodeError as error:
             problems.append(f"{where}: byte {error.start + 1} is not UTF-8: save it as UTF-8")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"{where}: {error}")
         else:
             if one.key in asked:
                 problems.append(f"{where}: id {one.id} is that of {asked[one.key].where} too")
             asked.setdefault(one.key, one)
     if problems:
-        more = [f"and {len(problems) - _SHOWN} more lines"] if len(problems) > _SHOWN else []
-        raise UserError("\n".join(problems[:_SHOWN] + more))
+        raise UserError(first_problems(problems))
     if not asked:
         raise UserError(f"{name}: empty: a prompt a line is expected")
     return list(asked.values())
@@ -121,7 +132,7 @@ def _of_json(number: int, line: str, where: str, style: Style) -> Asked:
     text, own = row[given[0]], row.get("id", number)
     if not isinstance(text, str):
         raise ValueError(f"{given[0]}: {text!r} is not text")
-    if re.search("[\ud800-\udfff]", f"{text}{own}"):
+    if SURROGATES.search(f"{text}{own}"):
         raise ValueError("has half of a surrogate pair, which is no character")
     if not isinstance(own, str | int) or isinstance(own, bool):
         raise ValueError(f"id: {own!r} is neither text nor a whole number")

@@ -5,6 +5,7 @@ seconds to import is imported.
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from generate import asked
 from generate.asked import Asked
 from generate.origin import Origin, named
 from generate.texts_file import require_place
-from pressroom.console import UserError, log, say
+from pressroom.console import UserError, harmless, log, say
 from pressroom.files import lines_until, publish_text
 from pressroom.prompts import unknown_format
 from pressroom.run_dir import RunDir
@@ -130,6 +131,11 @@ def _require_sense(prompts: tuple[str, ...], titles: tuple[str, ...], options: O
         for prompt in prompts
         if re.match(r"[a-z_]+(\.[a-z_]+)+=", prompt)
     ]
+    problems += [
+        f"--{name.replace('_', '-')} {value}: must be a number"
+        for name in ("temperature", "top_p", "repetition_penalty")
+        if (value := getattr(options, name)) is not None and not math.isfinite(value)
+    ]
     if options.file and (prompts or titles):
         problems.append(f"--file {options.file}: prompts are given too: give one of them")
     if "-" in prompts and (len(prompts) > 1 or titles):
@@ -203,4 +209,4 @@ def _beside_base(run: RunDir, how: Sampling, *, keep: bool) -> None:
     if keep:
         lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
         publish_text(run.samples, lines_until(run.samples) + lines)  # those of mid-training stay
-    say(room.show(samples))
+    say(harmless(room.show(samples)))

@@ -11,10 +11,8 @@ from typing import Literal, get_args
 import click
 
 from generate.command import generate
-from generate.merge_names import adapter_and_run, merged_folder
+from generate.merge_names import adapter_and_run, merged_folder, run_alone
 from pressroom.console import UserError, entry, harmless, say
-from pressroom.files import publish_json
-from pressroom.runs import find_run
 from pressroom.train_sections import Dtype
 
 
@@ -34,18 +32,22 @@ def evaluate(run_name: str, texts: Path | None, as_json: bool) -> None:
     and, for near-copies, with every article that was trained on. `--texts` judges others, as
     `pressroom generate --out` writes them.
     """
-    run = find_run(run_name, trained=True)
+    run = run_alone(run_name)
     from generate.evaluation_table import table
 
     if texts:
-        from generate import descriptions
+        from generate.given_texts import read
 
-        result = {"written": descriptions.judged(run, run.load_recipe(), texts)}
+        given = read(texts, f"--texts {texts}")
+        from generate.descriptions import judged
+
+        result = {"written": {"file": texts.name, **judged(run, run.load_recipe(), given)}}
     else:
-        from generate import evaluate as room
+        from generate.evaluate import evaluate as carry_out
+        from pressroom.report.page import try_publish
 
-        result = room.evaluate(run, run.load_recipe())
-        publish_json(run.evaluation, result)
+        result = carry_out(run, run.load_recipe())
+        try_publish(run)
     say(json.dumps(result, indent=2) if as_json else harmless(table(result)))
 
 

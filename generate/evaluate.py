@@ -19,12 +19,14 @@ from generate.scores import Total
 from generate.tuned import base_folder, device, load_tuned
 from pressroom.console import Progress, UserError, log
 from pressroom.dataset import Manifest
+from pressroom.files import publish_json
 from pressroom.geometry import Geometry
 from pressroom.nn.loss import token_nll
 from pressroom.nn.nf4 import load_base
 from pressroom.recipe import Recipe
 from pressroom.run_dir import RunDir
 from pressroom.samples import held_out_articles
+from pressroom.seal import require_whole
 from pressroom.tokenizer import ArticleTokenizer
 
 FEW_ARTICLES = 50
@@ -35,16 +37,21 @@ _GROUPS = ("category", "source")
 
 
 def evaluate(run: RunDir, recipe: Recipe) -> dict[str, Any]:
-    """Score the held-out articles, and judge what is written for their titles.
+    """Score the held-out articles, and judge what is written for their titles: evaluation.json.
 
     Raises:
         UserError: The tuned model without its adapter is not the base, or something is damaged.
     """
+    if recipe.evaluation.titles:
+        require_whole(run.dataset, Manifest.read(run.dataset))  # before anything takes time
     result = score(run, recipe)
+    publish_json(run.evaluation, result)  # whatever becomes of what follows
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # the next model may be another process's
-    if recipe.evaluation.titles:
-        result["written"] = descriptions.judged(run, recipe)
+    texts = descriptions.write(run, recipe) if recipe.evaluation.titles else []
+    if texts:
+        result["written"] = descriptions.judged(run, recipe, texts)
+        publish_json(run.evaluation, result)
     return result
 
 
@@ -77,10 +84,11 @@ def score(run: RunDir, recipe: Recipe) -> dict[str, Any]:
             nll = _nll(plain, articles, size, progress)
             found["unquantized base"] = scores.totals(articles, nll, eos_id)
     apart = _require_base(base, without)
-    if len(articles) < FEW_ARTICLES:
+    count = Manifest.read(run.dataset).counts["held_out"]
+    if count < FEW_ARTICLES:
         log.warning(
             "only %d held-out texts: perplexities this few are rough; data.held_out keeps more",
-            len(articles),
+            count,
         )
     losses = {
         name: {kind: scores.loss(totals) for kind, totals in kinds.items()}
@@ -88,7 +96,7 @@ def score(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     }
     perplexity = {n: {k: math.exp(loss) for k, loss in row.items()} for n, row in losses.items()}
     return {
-        "articles": Manifest.read(run.dataset).counts["held_out"],
+        "articles": count,
         "trained_tokens": sum(total.tokens for total in found["base"]["trained"]),
         "loss": losses,
         "perplexity": perplexity,
@@ -104,8 +112,9 @@ def _require_base(base: list[torch.Tensor], without: list[torch.Tensor]) -> floa
     Raises:
         UserError: Too far.
     """
-    apart = max(float((a - b).abs().max()) for a, b in zip(base, without, strict=True))
-    if apart > (GPU_TOLERANCE if torch.cuda.is_available() else 0.0):
+    each = [(a - b).abs() for a, b in zip(base, without, strict=True)]
+    apart = float(torch.cat(each).max())  # not a number, if one is
+    if not apart <= (GPU_TOLERANCE if torch.cuda.is_available() else 0.0):
         raise UserError(
             f"with the adapter switched off the model is not the base (NLL of a token up to "
             f"{apart:.2g} apart): do not trust it"

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from generate.copies import LONG, RUN, SHARE
+from generate.copies import LONG, SHARE
+from generate.shared_runs import RUN
 from generate.written import DISTINCT, quantiles
 
 _SHOWN = 3
@@ -58,7 +59,8 @@ def _groups(name: str, rows: Sequence[dict[str, Any]]) -> str:
 def _written(found: dict[str, Any]) -> str:
     texts, real = found["texts"], len(found["words"]["real"])
     ended = found["ended"]
-    lines = [f"what it writes for {texts:,} titles, beside {real:,} real descriptions"]
+    given = f"what stands in {found['file']}" if "file" in found else "what it writes"
+    lines = [f"{given}: {texts:,} texts, beside {real:,} real descriptions"]
     lines.append(f"  {'':40}{'written':>18}{'real':>18}")
     if ended is not None:
         lines.append(f"  {'ended by itself':40}{f'{ended:,} ({ended / max(texts, 1):.0%})':>18}")
@@ -95,4 +97,4 @@ def _spread(lengths: Sequence[int]) -> str:
 
 
 def _shares(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.2f}" for value in values)
+    return ", ".join(f"{value:.2f}" for value in values) or "-"

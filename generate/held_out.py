@@ -48,7 +48,7 @@ def article_ids(dataset: Path) -> list[str]:
     for shard in Manifest.read(dataset).shards:
         if shard.split == "held_out":
             known = on_rows(index, shard.file)
-            ids += [known[place] for place in sorted(known)]
+            ids += [known[place][0] for place in sorted(known)]
     return ids
 
 

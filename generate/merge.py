@@ -8,7 +8,7 @@ it is there; what a killed process had finished is kept.
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -53,8 +53,11 @@ class Options:
 
     def command(self, source: Source) -> str:
         """The command that merges so, without a machine's paths."""
-        run, folder = source.run, source.adapter.folder
-        what = f"{run.path.parent.name}/{run.path.name}" if run else folder.absolute().name
+        run, folder = source.run, source.adapter.folder.absolute()
+        what = folder.name
+        if run:
+            home, final = run.home.absolute(), run.adapter.absolute()
+            what = run.title if folder == final else str(folder.relative_to(home))
         line = f"pressroom merge {what} --base-weights {self.base_weights}"
         line += f" --dtype {self.dtype_for(source)} --shard-size {self.shard_size}"
         return line if self.verify else line + " --no-verify"
@@ -96,6 +99,7 @@ def merge(source: Source, output: Path, options: Options) -> dict[str, Any]:
         articles = merge_proof.texts(source) if options.verify else []
         partial, receipts = beside(f".{output.name}.partial"), beside(f".{output.name}.made.json")
         shards = plan(opened.shapes, getattr(torch, dtype), options.shard_size)
+        facts = merge_card.facts(source, options.command(source), _versions())
         writer = Writer(partial, receipts, _about(source, options), shards)
         _require_room(output.parent, writer.missing_bytes)
         base = opened.base(options.base_weights)
@@ -114,8 +118,7 @@ def merge(source: Source, output: Path, options: Options) -> dict[str, Any]:
                 told = merge_proof.describe(report)
                 raise UserError(f"the merged model is not what was trained ({wrong}):\n{told}")
             publish_json(partial / REPORT, report)
-        facts = merge_card.facts(source, report, options.command(source), _versions())
-        publish_text(partial / "README.md", merge_card.card(facts))
+        publish_text(partial / "README.md", merge_card.card(replace(facts, report=report)))
         replace_folder(partial, output)
         receipts.unlink()
     return report

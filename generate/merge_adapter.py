@@ -51,6 +51,8 @@ class Adapter:
                 "cannot: have peft save it anew with safe_serialization=True"
             )
         self.config: dict[str, Any] = read_json(folder / "adapter_config.json", HINT)
+        if not isinstance(self.config, dict):
+            raise UserError(f"{folder}/adapter_config.json: is no JSON object; {HINT}")
         _require_plain(folder, self.config)
         if not weights.is_file():
             raise UserError(f"{weights}: missing; {HINT}")

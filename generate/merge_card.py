@@ -12,9 +12,10 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from generate.merge_source import Source
 from pressroom.base_model import is_hub_id, local_folder, model_fingerprint
-from pressroom.console import redact
+from pressroom.console import UserError, log, redact
 from pressroom.dataset import Manifest
 from pressroom.files import read_json
+from pressroom.run_dir import RunDir
 
 _DAMAGED = "delete it"
 
@@ -41,16 +42,18 @@ class Facts:
     """What a reader should know of how the base was read."""
 
 
-def facts(source: Source, report: dict[str, Any], command: str, versions: dict[str, str]) -> Facts:
-    """Look up what a card tells of a merge."""
+def facts(source: Source, command: str, versions: dict[str, str]) -> Facts:
+    """Look up what a card tells of a merge, but for its proof."""
     run, config = source.run, source.adapter.config
     how = source.quantization
     quantized = f"{how.quant_type}, double quantization {how.double_quant}" if how else "none"
     targets = ", ".join(sorted({name.split(".")[-2] for name in source.adapter.targets}))
     is_local = local_folder(source.base_name).is_dir()
-    scored = read_json(run.evaluation, _DAMAGED) if run and run.evaluation.is_file() else {}
+    of_run = run is not None and source.adapter.folder.absolute() == run.adapter.absolute()
+    is_scored = run is not None and of_run and run.evaluation.is_file()
+    scored = read_json(run.evaluation, _DAMAGED) if run and is_scored else {}
     return Facts(
-        name=run.path.parent.name if run else source.adapter.folder.absolute().name,
+        name=run.title.partition("/")[0] if run else source.adapter.folder.absolute().name,
         base=source.base.absolute().name if is_local else source.base_name,
         base_fingerprint=model_fingerprint(source.base),
         license=_license(source.base),
@@ -58,16 +61,21 @@ def facts(source: Source, report: dict[str, Any], command: str, versions: dict[s
         adapter=f"LoRA, r {config['r']}, alpha {config['lora_alpha']}, on {targets}",
         command=command,
         recipe=redact(run.recipe.read_text(encoding="utf-8")) if run else None,
-        dataset=_dataset(run.dataset) if run else None,
+        dataset=_dataset(run) if run else None,
         perplexity=scored.get("perplexity"),
-        report=report,
+        report={},
         versions=versions,
         note=source.note,
     )
 
 
-def _dataset(folder: Path) -> dict[str, Any]:
-    manifest = Manifest.read(folder)
+def _dataset(run: RunDir) -> dict[str, Any] | None:
+    try:
+        folder = run.dataset
+        manifest = Manifest.read(folder)
+    except UserError as error:
+        log.warning("%s\nthe model card will say nothing of the articles", error)
+        return None
     return {"name": folder.name, "articles": manifest.articles, "counts": manifest.counts}
 
 

@@ -5,6 +5,7 @@ Knows nothing of what is in them.
 
 from pathlib import Path
 
+from pressroom.console import UserError
 from pressroom.files import home
 from pressroom.run_dir import RunDir
 from pressroom.runs import find_run
@@ -25,8 +26,21 @@ def adapter_and_run(what: str) -> tuple[Path, RunDir | None]:
             runs = [RunDir(parent) for parent in folder.parents[:2]]
             run = next((run for run in runs if is_run(run)), None)
             return folder, run
-    run = find_run(what, trained=True)
+    run = run_alone(what)
     return run.adapter, run
+
+
+def run_alone(what: str) -> RunDir:
+    """A run with an adapter; not a folder in it, of which it would stand for another.
+
+    Raises:
+        UserError: There is none, or it is a model's or an adapter's folder.
+    """
+    for folder in (Path(what), home() / what):
+        for name, kind in (("config.json", "a model"), ("adapter_config.json", "an adapter")):
+            if (folder / name).is_file():
+                raise UserError(f"{folder}: is {kind}, not a run")
+    return find_run(what, trained=True)
 
 
 def is_run(folder: RunDir) -> bool:

@@ -18,7 +18,7 @@ from generate import held_out
 from generate.merge_layers import LayerOf, Runner, as_trained
 from generate.merge_rows import Merged
 from generate.merge_source import Opener, Source
-from pressroom.console import Progress
+from pressroom.console import Progress, UserError
 from pressroom.geometry import Geometry
 from pressroom.nn.base_rows import OriginalRows, Rows, whole
 from pressroom.nn.pieces import empty_model
@@ -161,7 +161,10 @@ def texts(source: Source) -> list[list[int]]:
     """
     geometry = Geometry.of(source.base)
     if source.run:
-        held = [article.ids for article in held_out.tokens(source.run.dataset)]
+        try:
+            held = [article.ids for article in held_out.tokens(source.run.dataset)]
+        except UserError as error:
+            raise UserError(f"{error}\n--no-verify merges without a proof on its texts") from None
         return first_tokens(held, geometry.max_positions)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(geometry.vocab_size, (TOKENS,), generator=generator).tolist()

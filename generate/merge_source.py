@@ -71,11 +71,16 @@ class Source:
         """
         adapter = Adapter(folder)
         name = base or adapter.config.get("base_model_name_or_path")
-        if not name:
+        if not name or not isinstance(name, str):
             raise UserError(f"{folder}/adapter_config.json: names no base: give it by --base")
         hub_id, _, revision = name.partition("@")
         model = Model(base=hub_id, revision=revision) if revision else Model(base=name)
-        place = model_folder(model)
+        try:
+            place = model_folder(model)
+        except UserError as error:  # "model.base" is a recipe's key, and there is none
+            told = str(error).removeprefix("model.base: ")
+            own = f"--base: {told}" if base else f"{folder}: its base {told}; --base names another"
+            raise UserError(own) from None
         config = _config(place)
         dtype = config.get("dtype") or config.get("torch_dtype")
         precision: Precision = PRECISIONS.get(dtype, "bf16") if dtype else "bf16"

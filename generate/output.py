@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from generate.origin import Origin
 from generate.texts import Written, batches, places, require_room, write_all
 from generate.texts_file import TextsFile
 from generate.voice import Voice
-from pressroom.console import Progress, harmless, say
+from pressroom.console import Progress, UserError, harmless, say
 from pressroom.locks import lock
 from pressroom.nn import sampling
 from pressroom.samples import Sampling
@@ -49,7 +50,7 @@ def write(
         written = _written(voice, asked, how, batch_size, processes)
         texts = {one.key: text["text"] for batch in written for one, text in batch}
         for one in asked:
-            say(texts[one.key])
+            say(harmless(texts[one.key]) if sys.stdout.isatty() else texts[one.key])
 
 
 def into_file(
@@ -69,7 +70,7 @@ def into_file(
         OtherTexts: Its texts were written in another way.
         UserError: As of `write`.
     """
-    with lock(out.with_name(f".{out.name}.lock"), str(out)):
+    with _told(out), lock(out.with_name(f".{out.name}.lock"), str(out)):
         file = TextsFile(out, {"model": voice.fingerprint, **asdict(how)})
         left = file.missing(asked)
         there = len(asked) - len(left)
@@ -77,6 +78,23 @@ def into_file(
             file.add(batch)
         file.finish(asked)
     return there
+
+
+@contextmanager
+def _told(out: Path) -> Iterator[None]:
+    """What a disk refuses is said in words.
+
+    Raises:
+        UserError: It did.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename not in (None, str(out), str(out.with_name(f".{out.name}.lock"))):
+            raise
+        raise UserError(
+            f"--out {out}: {error.strerror}; what is written is kept, and the same command goes on"
+        ) from None
 
 
 def _written(

@@ -71,7 +71,7 @@ class TextsFile:
                 if how[name] != own
             ]
             _ = row["id"], row["prompt"], row["text"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise self._strange(number) from None
         if changed:
             raise OtherTexts(

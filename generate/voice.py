@@ -69,11 +69,7 @@ class Voice:
         assert origin.adapter
         if origin.run:
             return Source.of_run(origin.run, origin.run.load_recipe(), origin.adapter)
-        try:
-            source = Source.of_adapter(origin.adapter, origin.base)
-        except UserError as error:  # "model.base" is a recipe's key, and there is none
-            told = str(error).replace("model.base: ", f"{origin.adapter}: its base ", 1)
-            raise UserError(told if origin.base else f"{told}; --base names another") from None
+        source = Source.of_adapter(origin.adapter, origin.base)
         if wrong := asks_for_code(source.base):
             raise UserError(f"{source.base}: {wrong}")
         if source.quantization or not origin.quantized:

@@ -72,11 +72,11 @@ def distinct_shares(*several: Sequence[str]) -> list[list[float]]:
     """Distinct n-grams among all n-grams of words, of each of several lists of texts.
 
     Li et al. 2016, "A Diversity-Promoting Objective Function", section 4.3. The share falls with
-    the number of words, so all are cut where the one with the fewest ends.
+    the number of words, so all are cut where the one with the fewest ends; of none there are none.
     """
     lists = [[[w.lower() for w in words(text)] for text in texts] for texts in several]
     room = min(sum(map(len, texts)) for texts in lists)
-    return [_distinct(_cut(texts, room)) for texts in lists]
+    return [_distinct(_cut(texts, room)) if room else [] for texts in lists]
 
 
 def _cut(texts: Sequence[list[str]], room: int) -> list[list[str]]:

@@ -32,6 +32,13 @@ class Allocation:
     """That this process may use."""
     port: int
     """Where the ranks meet; the nodes meet one port above."""
+    task: str = ""
+    """Of an array: what SLURM calls this task of it, `12_3`."""
+
+    @property
+    def name(self) -> str:
+        """The job, or its task: the first task's number is all of the array's."""
+        return self.task or self.job
 
     @property
     def host(self) -> str:
@@ -58,6 +65,8 @@ def allocation(environment: Mapping[str, str]) -> Allocation:
         raise UserError(
             f"{tasks} tasks on {len(hosts)} nodes: must be one a node: --ntasks-per-node=1"
         )
+    array = [environment.get(f"SLURM_ARRAY_{name}", "") for name in ("JOB_ID", "TASK_ID")]
+    array = array if all(array) else []
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     gpus = environment.get("SLURM_GPUS_ON_NODE") or len([g for g in visible.split(",") if g])
     return Allocation(
@@ -68,6 +77,7 @@ def allocation(environment: Mapping[str, str]) -> Allocation:
         num_gpus=int(gpus),
         num_cpus=len(os.sched_getaffinity(0)),
         port=port_of(int(job), int(step) if step.isdigit() else 0),
+        task="_".join(array) if array else "",
     )
 
 

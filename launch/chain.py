@@ -58,7 +58,7 @@ def requests(launch: Launch, stages: Sequence[Stage]) -> dict[Stage, Request | s
     """
     run = launch.run
     jobs = all_jobs(run)
-    known = _at_rest([job.job for job in jobs])
+    known = at_rest([job.job for job in jobs])
     alive = {j.stage: j.job for j in jobs if j.job in known and known[j.job].alive}
     if not alive and is_locked(run.lock):
         raise UserError(f"{run.path}: another process trains it here: let it end first")
@@ -72,7 +72,7 @@ def requests(launch: Launch, stages: Sequence[Stage]) -> dict[Stage, Request | s
     return found
 
 
-def _at_rest(ids: Sequence[str]) -> dict[str, JobState]:
+def at_rest(ids: Sequence[str]) -> dict[str, JobState]:
     """What SLURM says of jobs when none of them is about to end, or to be queued again.
 
     Raises:

@@ -53,6 +53,21 @@ def problems(
         needs_dataset: Whether the dataset must be there; else the articles alone.
     """
     found = slurm_problems(cluster, str(cluster_file))
+    found += recipe_problems(recipe, cluster, cluster_file, needs_dataset=needs_dataset)
+    warn(recipe, cluster, str(cluster_file))
+    return list(dict.fromkeys(found))
+
+
+def recipe_problems(
+    recipe: Recipe,
+    cluster: Cluster,
+    cluster_file: str | Path,
+    *,
+    needs_dataset: bool,
+    may_not_fit: bool = False,
+) -> list[str]:
+    """`problems`, without what SLURM must be asked; and that the plan fits may not matter."""
+    found: list[str] = []
 
     def tried(call: Callable[[], T]) -> T | None:
         try:
@@ -75,11 +90,11 @@ def problems(
     found += [f"{cluster_file}: shared: {problem}" for problem in unshared(cluster, places)]
     if recipe.batch.micro_batch_size != "auto":
         tried(lambda: recipe.batch.gradient_accumulation_steps(cluster.world_size))
-    settled = (tried(lambda: planned(recipe, cluster, geometry)) if geometry else None) or recipe
+    settled = recipe
+    if geometry and not may_not_fit:
+        settled = tried(lambda: planned(recipe, cluster, geometry)) or recipe
     if settled.parallel.strategy != "auto":
         found += strategy_problems(settled, cluster)
-    _warn_of_cpus(settled, cluster, str(cluster_file))
-    warn_of_python(cluster, str(cluster_file))
     return list(dict.fromkeys(found))
 
 
@@ -166,6 +181,9 @@ def strategy_problems(recipe: Recipe, cluster: Cluster) -> list[str]:
     return accelerate_files.problems(path, name)
 
 
-def _warn_of_cpus(recipe: Recipe, cluster: Cluster, file: str) -> None:
+def warn(recipe: Recipe, cluster: Cluster, file: str) -> None:
+    """Say what may be wrong: the nodes can have what a login node has not."""
+    warn_of_python(cluster, file)
     for need in () if cluster.gpus_per_node else needs_gpu(recipe):
-        log.warning("%s: gpus_per_node is 0, and %s", file, need)
+        if ": auto " not in need:  # it becomes what CPUs can do
+            log.warning("%s: gpus_per_node is 0, and %s", file, need)

@@ -23,9 +23,11 @@ class Node:
     """One of the nodes that train a run together."""
 
     num_gpus: int
-    """One rank each; 0 is one rank on the CPU."""
+    """One rank each; 0 is `num_cpu_ranks` on the CPU."""
     num_cpus: int
     """Divided over the node's ranks."""
+    num_cpu_ranks: int = 1
+    """Where there is no GPU."""
     rank: int = 0
     count: int = 1
     """All nodes."""
@@ -36,7 +38,7 @@ class Node:
     @property
     def num_ranks(self) -> int:
         """Ranks of this node; every other has as many."""
-        return max(self.num_gpus, 1)
+        return self.num_gpus or self.num_cpu_ranks
 
     @property
     def world_size(self) -> int:

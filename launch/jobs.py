@@ -23,7 +23,7 @@ class Job:
     """One job that was submitted for a run."""
 
     job: str
-    """SLURM's id."""
+    """SLURM's id; of a task that is a run's own in an array of several runs, `12_3`."""
     stage: str
     after: tuple[str, ...] = ()
     """Jobs that must end well before it starts."""
@@ -46,10 +46,19 @@ def record_job(run: RunDir, job: Job) -> None:
 
 def jobs_of(run: RunDir) -> list[Job]:
     """The jobs that were submitted for a run, in that order."""
-    files = [p for p in run.jobs.glob("*.json") if p.stem.isdigit()]
+    files = [p for p in run.jobs.glob("*.json") if p.stem.replace("_", "").isdigit()]
     found = [read_json(path, "delete it: the job is then forgotten") for path in files]
     jobs = [Job(**{**plain, "after": tuple(plain["after"])}) for plain in found]
-    return sorted(jobs, key=lambda job: (job.submitted, int(job.job)))
+    return sorted(jobs, key=lambda job: (job.submitted, number_of(job.job)))
+
+
+def number_of(job: str) -> tuple[int, ...]:
+    """What sorts ids as SLURM gives them: `9`, `10`, `10_2`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    return tuple(map(int, job.split("_")))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from launch.ledger_accounts import ask
 from launch.ledger_claims import claims
@@ -49,22 +48,26 @@ class Row:
     notes: tuple[str, ...]
 
 
-def of_runs(runs: Sequence[RunDir], experiments: Mapping[Path, str] | None = None) -> list[Spell]:
+def of_runs(runs: Sequence[RunDir]) -> list[Spell]:
     """Every start of some runs, divided; SLURM is asked once for all of them.
 
     Args:
         runs: Wherever the list comes from; one that stands twice counts once.
-        experiments: Absolute path of a run -> the experiment it is of.
     """
     once = {run.path.absolute(): run for run in runs}
     facts = {path: ledger_facts(run) for path, run in once.items()}
     slurm = ask({job.job for each in facts.values() for job in each.jobs})
-    now, told = time.time(), experiments or {}
+    now = time.time()
     return [
         spell
         for path, each in facts.items()
-        for spell in spells(each, claims(each, slurm, now), told.get(path, ""))
+        for spell in spells(each, claims(each, slurm, now), _experiment(once[path]))
     ]
+
+
+def _experiment(run: RunDir) -> str:
+    """NAME/STAMP of the experiment that a run is a point of."""
+    return run.title.rpartition("/")[0] if run.is_point else ""
 
 
 def rows(spells: Iterable[Spell], by: str = "run", price: float | None = None) -> list[Row]:

@@ -13,12 +13,13 @@ from pathlib import Path
 import click
 
 from launch.ledger import BY, of_runs, rows, totals
-from launch.ledger_facts import EXPERIMENT, experiment_runs
 from launch.ledger_table import as_csv, plain, table
 from pressroom.console import UserError, entry, log, say
+from pressroom.experiment import experiments_of
 from pressroom.files import home, publish_text
 from pressroom.run_dir import RunDir
-from pressroom.runs import named, runs_of
+from pressroom.run_place import EXPERIMENT
+from pressroom.runs import every_run, named
 
 _DATES = ("%Y-%m", "%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S")
 
@@ -50,13 +51,13 @@ def main(
     first, last = _date("--since", since, wrong), _date("--until", until, wrong)
     if first and last and first[0] >= last[1]:
         wrong.append(f"--since {since}: is after --until {until}")
-    runs, experiments = _runs(names, wrong)
+    runs = _runs(names, wrong)
     runs = _of_user(runs, user, wrong)
     if wrong:
         raise UserError("\n".join(wrong))
     start = first[0].timestamp() if first else float("-inf")
     end = last[1].timestamp() if last else float("inf")
-    spells = [spell for spell in of_runs(runs, experiments) if start <= spell.begun < end]
+    spells = [spell for spell in of_runs(runs) if start <= spell.begun < end]
     found, sums = rows(spells, by, price), totals(spells, price)
     if csv_file:
         publish_text(csv_file, as_csv(found))
@@ -99,39 +100,20 @@ def _date(option: str, text: str | None, wrong: list[str]) -> tuple[datetime, da
     return None
 
 
-def _runs(names: Sequence[str], wrong: list[str]) -> tuple[list[RunDir], dict[Path, str]]:
-    """The runs that are asked for, and of each that is an experiment's its experiment."""
-    experiments: dict[Path, str] = {}
-    for path in sorted((home() / "experiments").glob(f"*/*/{EXPERIMENT}")):
-        _take(path.parent, experiments, [])
-    if not names:
-        return runs_of(), experiments
-    found: list[RunDir] = []
+def _runs(names: Sequence[str], wrong: list[str]) -> list[RunDir]:
+    """The runs that are asked for; of an experiment, its points."""
+    found = [] if names else every_run()
     for name in names:
         try:
             if folders := _experiments(name):
-                for folder in folders:
-                    found += _take(folder, experiments, wrong)
+                found += [run for folder in folders for run in _below(folder)]
             else:
                 found += _below(Path(name)) or named(name)
         except UserError as error:
-            known = sorted({each.partition("/")[0] for each in experiments.values()})
-            wrong.append(
-                f"{error}; nor an experiment ({', '.join(known)})" if known else str(error)
-            )
-    return found, experiments
-
-
-def _take(folder: Path, experiments: dict[Path, str], wrong: list[str]) -> list[RunDir]:
-    """The runs of an experiment; what is wrong with its list is told where it was asked for."""
-    try:
-        runs = experiment_runs(folder)
-    except UserError as error:
-        wrong.append(str(error))
-        return []
-    path = folder.absolute()
-    experiments.update({run.path.absolute(): f"{path.parent.name}/{path.name}" for run in runs})
-    return runs
+            known = sorted({each.path.parent.name for each in experiments_of()})
+            also = f"; nor an experiment ({', '.join(known)})" if known else ""
+            wrong.append(f"{error}{also}")
+    return found
 
 
 def _experiments(name: str) -> list[Path]:
@@ -142,7 +124,7 @@ def _experiments(name: str) -> list[Path]:
             return [path]
     if (home() / "runs" / name).is_dir():
         return []
-    return sorted(path.parent for path in below.glob(f"{Path(name).name}/*/{EXPERIMENT}"))
+    return [each.path for each in experiments_of(Path(name).name)]
 
 
 def _below(folder: Path) -> list[RunDir]:

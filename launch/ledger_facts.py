@@ -10,18 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 
 from launch.jobs import Job, Start, starts_of
 from launch.run_facts import all_jobs
 from pressroom.cluster import Cluster
-from pressroom.files import home, read_json, readable
 from pressroom.locks import is_locked
 from pressroom.run_dir import RunDir
 from pressroom.standing import built, row
 from pressroom.times import Times, read_times
-
-EXPERIMENT = "experiment.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +25,9 @@ class RunFacts:
     """What a run's own files say of its hours."""
 
     run: str
-    """NAME/STAMP."""
+    """NAME/STAMP, of an experiment's point NAME/STAMP/POINT."""
     begun: float = 0.0
-    """When the run was made, as its folder's name says."""
+    """When the run, or its experiment, was made, as the folder's name says."""
     jobs: Sequence[Job] = ()
     starts: Sequence[Start] = ()
     """Of its training jobs."""
@@ -57,14 +53,13 @@ class RunFacts:
 def ledger_facts(run: RunDir) -> RunFacts:
     """What a run's files say."""
     notes: list[str] = []
-    path = run.path.absolute()
     times = built(run.times, partial(read_times, run.times), notes) or Times()
     if times.damaged:
         notes.append(f"{run.times.name}: damaged lines, left out")
     facts = built(run.environment, lambda: run.facts, notes) or {}
     ranks, device = facts.get("world_size"), facts.get("device")
     return RunFacts(
-        run=f"{path.parent.name}/{path.name}",
+        run=run.title,
         begun=_made(run),
         jobs=built(run.path, partial(all_jobs, run), notes) or [],
         starts=built(run.starts, partial(starts_of, run), notes) or [],
@@ -79,29 +74,10 @@ def ledger_facts(run: RunDir) -> RunFacts:
     )
 
 
-def experiment_runs(folder: Path) -> list[RunDir]:
-    """The runs that an experiment's folder lists, those that are there.
-
-    Each is a path below home, or an entry with one under `run`.
-
-    Raises:
-        UserError: The list is missing or damaged.
-    """
-    path = folder / EXPERIMENT
-    hint = "name the runs themselves"
-    with readable(path, hint):
-        listed = read_json(path, hint)
-        each = listed["runs"] if isinstance(listed, dict) else None
-        if not isinstance(each, list):
-            raise ValueError("it lists no runs")
-        names = [run.get("run") if isinstance(run, dict) else run for run in each]
-    runs = [RunDir(home() / name) for name in names if isinstance(name, str) and name]
-    return [run for run in runs if run.recipe.is_file()]
-
-
 def _made(run: RunDir) -> float:
+    folder = run.path.parent if run.is_point else run.path
     with suppress(ValueError):
-        return datetime.strptime(run.path.name[:19], "%Y-%m-%dT%H-%M-%S").timestamp()
+        return datetime.strptime(folder.name[:19], "%Y-%m-%dT%H-%M-%S").timestamp()
     return run.path.stat().st_mtime
 
 

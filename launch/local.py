@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch import process
@@ -41,7 +41,16 @@ def num_ranks(recipe: Recipe, num_gpus: int) -> int:
     return ranks
 
 
-def run_to_end(what: str, command: Sequence[str], marker: Path | None = None) -> None:
+class GivenUp(Exception):
+    """A training was ended before its time, as not worth its time: no error, and no result."""
+
+
+def run_to_end(
+    what: str,
+    command: Sequence[str],
+    marker: Path | None = None,
+    gives_up: Callable[[], bool] = lambda: False,
+) -> None:
     """Run a command, its output on this terminal.
 
     Args:
@@ -49,9 +58,11 @@ def run_to_end(what: str, command: Sequence[str], marker: Path | None = None) ->
         command: The command.
         marker: A file by which its ranks say that they ended early when asked to. Then the first
             signal asks them, and the second ends them.
+        gives_up: Asked every second whether the ranks are to save and end.
 
     Raises:
         UserError: The command failed.
+        GivenUp: It ended because `gives_up` said so.
         KeyboardInterrupt: This process was interrupted, and the command has ended.
         SystemExit: The same for another signal; or its ranks were asked to end by somebody else.
     """
@@ -63,9 +74,18 @@ def run_to_end(what: str, command: Sequence[str], marker: Path | None = None) ->
         variables = {**os.environ, "PYTHONSAFEPATH": "1", TOLD: str(told)}
         if not count_gpus():
             variables.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found none
-        ended = process.run(command, variables, first_asks=marker is not None)
+        said = False
+
+        def look(asked: bool) -> bool:
+            nonlocal said
+            said = said or gives_up()
+            return said
+
+        ended = process.run(command, variables, first_asks=marker is not None, each_second=look)
         received = ended.received
         if ended.code == 0 and marker and marker.is_file():
+            if said and not received:
+                raise GivenUp(what)
             log.info("%s ended early, as asked; the same command goes on", what)
             received = received or [process.ASK]
         if signal.SIGINT in received:

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import get_args
 
@@ -25,8 +25,9 @@ import click
 from launch import orders
 from launch.allocation import Allocation, allocation, share
 from launch.command import Stage, command_of, stage_command
+from launch.experiments import giving_up
 from launch.keys import Keys, to_do
-from launch.local import run_to_end
+from launch.local import GivenUp, run_to_end
 from launch.meet import Message, follow, meeting
 from launch.orders import Orders
 from launch.process import ASK
@@ -85,10 +86,12 @@ def of_run(argument: str) -> None:
 def _of_run(stage: Stage, path: str) -> None:
     signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit passes over it
     run, here = RunDir(Path(path)), share(os.environ)
-    for left in run.submission.glob(f"{here.name}_*.save_tmp"):
-        left.unlink(missing_ok=True)  # of a killed start; submitit would not write its result
+    for folder in run.submissions:
+        for left in folder.glob(f"{here.name}_*.save_tmp"):
+            left.unlink(missing_ok=True)  # of a killed start; submitit would not write its result
     if stage == "train":
-        _train(lambda here, gpus: orders.submitted(path))
+        with suppress(GivenUp):  # an end as good as any: its job is not queued again
+            _train(lambda here, gpus: orders.submitted(path))
         return
     _alone()
     with recorded(run, Keys.read(run), stage, here.task):
@@ -147,8 +150,12 @@ def _train(decide: Callable[[Allocation, int], Orders]) -> None:
                 _require_alike(here, [hello, *nodes.everybody()])
                 nodes.agree(found.to_json())
             found.run.preempted.unlink(missing_ok=True)
-            if train_here(found.run, found.keys.dataset, here, num_gpus, lambda: bool(heard)):
-                queue_again(here.job)
+            judge = giving_up.judge(found.run)
+            dataset = found.keys.dataset
+            if train_here(found.run, dataset, here, num_gpus, lambda: bool(heard), judge):
+                if judge():
+                    raise GivenUp(found.run.title)
+                queue_again(here.name)
 
 
 def _follower(ordered: Message, here: Allocation, num_gpus: int) -> None:

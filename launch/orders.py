@@ -76,7 +76,7 @@ def begin(orders: Orders, here: Allocation) -> None:
     if to_do(run, orders.keys, "prep"):
         raise UserError(f"{orders.keys.dataset}: the dataset that was submitted is gone")
     most = Cluster.load(run.cluster).fruitless_starts if run.cluster.is_file() else FRUITLESS_STARTS
-    times = fruitless(starts_of(run), here.job, run.newest_step)
+    times = fruitless(starts_of(run), here.name, run.newest_step)
     if times >= most:
         raise UserError(
             f"{times} start{'s' * (times > 1)} without a checkpoint newer than step "
@@ -85,7 +85,7 @@ def begin(orders: Orders, here: Allocation) -> None:
             "for this queue"
         )
     start = Start(
-        job=here.job,
+        job=here.name,
         restart=here.restart,
         stage="train",
         nodes=here.hosts,

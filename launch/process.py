@@ -36,7 +36,7 @@ def run(
     first_asks: bool = False,
     always_ask: Collection[int] = (),
     asked_before: Callable[[], bool] = lambda: False,
-    each_second: Callable[[bool], None] = lambda asked: None,
+    each_second: Callable[[bool], bool] = lambda asked: False,
 ) -> Ended:
     """Run a command whose output is this process's own.
 
@@ -46,7 +46,8 @@ def run(
         first_asks: Of the signals that end it, the first only asks its ranks to save and end.
         always_ask: Signals that ask its ranks however often they come.
         asked_before: Whether they were asked to until this took over the signals.
-        each_second: Called about every second while it runs, with whether they have been asked.
+        each_second: Called about every second while it runs, with whether they have been asked;
+            when it returns true, they are.
     """
     received: list[int] = []
     asked = False
@@ -83,9 +84,9 @@ def run(
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     return Ended(process.wait(1), received)
+                asked = each_second(asked) or asked
                 if asked:
                     _ask(process.pid)
-                each_second(asked)
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)  # or leaving the block waits for it

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from launch.jobs import number_of
 from pressroom.console import UserError, log
 
 SECONDS = 30
@@ -21,7 +22,7 @@ _ENDED = {
 }
 _WIDTHS = {
     **{"ArrayJobID": 20, "State": 24, "RestartCnt": 12, "StartTime": 24, "EndTime": 24},
-    **{"Reason": 160, "NodeList": 400},
+    **{"Reason": 160, "NodeList": 400, "ArrayTaskID": 12},
 }
 """squeue's fields, and how wide it is to print them: separators can stand in a reason. ArrayJobID
 is, of a job that is no array, its own."""
@@ -72,7 +73,7 @@ def states(ids: Collection[str]) -> dict[str, JobState]:
     """What SLURM says of jobs; nothing on a machine without it.
 
     Args:
-        ids: SLURM's ids, without those of array tasks.
+        ids: SLURM's ids; `12` is all tasks of an array together, `12_3` one of them.
 
     Returns:
         Id -> state, of those that SLURM still knows.
@@ -80,7 +81,7 @@ def states(ids: Collection[str]) -> dict[str, JobState]:
     Raises:
         UserError: SLURM is here, and does not answer or refuses.
     """
-    wanted = sorted(set(ids), key=int)
+    wanted = sorted(set(ids), key=number_of)
     found = _queued(wanted) if wanted else None
     if found is None:
         return {}
@@ -134,6 +135,8 @@ def parse_queue(text: str) -> dict[str, JobState]:
                 restarts=_number(cells["RestartCnt"]) or 0,
             )
             found[cells["ArrayJobID"]].append(task)
+            if cells["ArrayTaskID"].isdigit():
+                found[f"{cells['ArrayJobID']}_{cells['ArrayTaskID']}"].append(task)
     return _jobs(found)
 
 
@@ -184,6 +187,8 @@ def parse_accounts(text: str) -> dict[str, JobState]:
             nodes = "" if cells[2] == "None assigned" else cells[2]
             state = cells[1].split()[0]  # CANCELLED by 0
             found[job].append(JobState(state=state, nodes=nodes))
+            if cells[0].replace("_", "").isdigit() and "_" in cells[0]:
+                found[cells[0]].append(JobState(state=state, nodes=nodes))
     return _jobs(found)
 
 

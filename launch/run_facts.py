@@ -7,7 +7,7 @@ from collections import Counter
 from datetime import datetime
 from functools import partial
 
-from launch.jobs import Job, jobs_of, starts_of
+from launch.jobs import Job, jobs_of, number_of, starts_of
 from launch.run_state import LEAVE_NOTHING, Facts
 from pressroom.console import UserError
 from pressroom.dataset import Manifest
@@ -57,7 +57,7 @@ def all_jobs(run: RunDir) -> list[Job]:
             if start.job not in known
         }
         every = [*submitted, *started.values()]
-        return sorted(every, key=lambda job: (_seconds(job), int(job.job)))
+        return sorted(every, key=lambda job: (_seconds(job), number_of(job.job)))
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{run.jobs}: the record of a job is damaged ({error})") from None
 

@@ -48,7 +48,7 @@ class RunState:
 
     state: str
     """queued, requeued, running, done, failed, cancelled, preempted (ended when asked to, and not
-    queued), stopped (killed without a word), begun or unknown."""
+    queued), given up (by its experiment), stopped (killed without a word), begun or unknown."""
     stage: str = ""
     job: str = ""
     note: str = ""
@@ -152,6 +152,8 @@ def _over(facts: Facts, queue: Mapping[str, JobState] | None) -> RunState:
         return _state(facts, "cancelled", job)
     if facts.standing == "failed":
         return _state(facts, "failed", job, facts.error)
+    if facts.standing == "given up":
+        return _state(facts, "given up", job, "others of its experiment were better", stage="train")
     if job is None:
         if facts.standing == "finished":
             return _state(facts, "done", None, stage=facts.last_stage)

@@ -5,7 +5,7 @@ Knows nothing of what a job does, nor of what became of it.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -17,22 +17,28 @@ from pressroom.console import UserError
 from pressroom.run_dir import RunDir
 
 
-def submit(request: Request, run: RunDir) -> str:
+def submit(request: Request, unit: RunDir, runs: Sequence[RunDir] = ()) -> str:
     """Submit a stage's job; its id, of an array that of all its tasks.
 
-    The folder holds submitit's pickles, so it is its owner's alone.
+    Its folder holds submitit's pickles, so it is its owner's alone.
+
+    Args:
+        request: What is asked for.
+        unit: Whose submission it is.
+        runs: The run of each task, where they are not all the unit's own.
 
     Raises:
         UserError: SLURM does not take it.
     """
-    run.submission.mkdir(mode=0o700, exist_ok=True)
-    run.submission.chmod(0o700)
-    executor = SlurmExecutor(folder=run.submission, python=request.python)
+    unit.submission.mkdir(mode=0o700, exist_ok=True)
+    unit.submission.chmod(0o700)
+    executor = SlurmExecutor(folder=unit.submission, python=request.python)
     executor.update_parameters(**request.parameters)
     with _outside_of_jobs():
         try:
-            what = json.dumps([request.stage, str(run.path)])
-            jobs = executor.map_array(of_run, [what] * request.tasks)  # of one it makes no array
+            each = runs or [unit] * request.tasks
+            what = [json.dumps([request.stage, str(run.path)]) for run in each]
+            jobs = executor.map_array(of_run, what)  # of one it makes no array
         except (FailedJobError, FailedSubmissionError) as error:
             reason = str(error).strip() or "sbatch failed without a word"
             raise UserError(

@@ -26,12 +26,18 @@ def take(run: RunDir) -> None:
             shutil.copytree(_place(name), folder / name, ignore=ignored)
         about = [f"pressroom {version('pressroom')}"]
         clone = _place("pressroom").parent
-        if (clone / ".git").exists():
-            about.append(f"commit {_git(clone, 'rev-parse', 'HEAD').strip()}")
+        if found := commit():
+            about.append(f"commit {found}")
             (folder / "diff.patch").write_text(redact(_git(clone, "diff", "HEAD")), "utf-8")
             new = _git(clone, "ls-files", "--others", "--exclude-standard", "--", *PACKAGES)
             about += [f"not tracked {name}" for name in new.split()]
         (folder / "version.txt").write_text("\n".join(about) + "\n", "utf-8")
+
+
+def commit() -> str:
+    """The commit of the clone that this code is in; empty where it is in none."""
+    clone = _place("pressroom").parent
+    return _git(clone, "rev-parse", "HEAD").strip() if (clone / ".git").exists() else ""
 
 
 def _place(package: str) -> Path:

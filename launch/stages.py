@@ -9,7 +9,7 @@ their insides.
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import click
 
@@ -107,6 +107,32 @@ def run_stages(recipe: Recipe, stages: Sequence[str]) -> RunDir:
     keys = stage_keys(recipe)
     run = run_of(recipe, keys) or RunDir.fresh(recipe)
     commands = _commands(recipe, run, keys)  # fails where this machine cannot train the recipe
+    go_through(run, recipe, keys, commands, stages)
+    return run
+
+
+def go_through(
+    run: RunDir,
+    recipe: Recipe,
+    keys: Keys,
+    commands: Mapping[str, Sequence[str]],
+    stages: Sequence[str],
+    gives_up: Callable[[], bool] = lambda: False,
+) -> None:
+    """Bring a run's stages up to date, in order; it is begun if it is new.
+
+    Args:
+        run: The run.
+        recipe: Without `auto`.
+        keys: Of the recipe.
+        commands: Of each stage.
+        stages: In order.
+        gives_up: Asked every second of training whether it is to be ended as not worth it.
+
+    Raises:
+        UserError: A stage failed; those before it are kept.
+        GivenUp: Training ended because `gives_up` said so.
+    """
     if not run.path.is_dir():
         run.begin(recipe)
         run.record_stage("train", keys.train)
@@ -119,8 +145,10 @@ def run_stages(recipe: Recipe, stages: Sequence[str]) -> RunDir:
         log.info("%s: %s", title, why)
         run.write_recipe(recipe)  # the training sections are the same, by their key
         with recorded(run, keys, name):
-            run_to_end(name, commands[name], run.preempted if name == "train" else None)
-    return run
+            if name == "train":
+                run_to_end(name, commands[name], run.preempted, gives_up)
+            else:
+                run_to_end(name, commands[name])
 
 
 def _commands(recipe: Recipe, run: RunDir, keys: Keys) -> dict[str, list[str]]:

@@ -52,7 +52,12 @@ def _gpus(here: Allocation) -> str:
 
 
 def train_here(
-    run: RunDir, dataset: Path, here: Allocation, num_gpus: int, asked: Callable[[], bool]
+    run: RunDir,
+    dataset: Path,
+    here: Allocation,
+    num_gpus: int,
+    asked: Callable[[], bool],
+    gives_up: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Train on this node until all ranks have ended, here and elsewhere.
 
@@ -62,6 +67,7 @@ def train_here(
         here: This node's part of the job.
         num_gpus: One rank each; 0 is one on the CPU.
         asked: Whether the ranks are to save and end, from before they were started.
+        gives_up: The same, asked every second, for a run that is not worth its time.
 
     Returns:
         Whether the run ended early, as it was asked to, and may be queued again.
@@ -73,6 +79,11 @@ def train_here(
     recipe = run.load_recipe()
     command = train_command(recipe, run, dataset, node)
     watch = _Watch(run, here)
+
+    def look(is_asked: bool) -> bool:
+        watch.look(is_asked)
+        return gives_up()
+
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "told"
         staged = _staged(recipe)
@@ -84,7 +95,7 @@ def train_here(
             variables,
             always_ask=(process.ASK,),
             asked_before=asked,
-            each_second=watch.look,
+            each_second=look,
         )
         watch.show()
         # All has been saved, however ranks then end: NCCL can crash when it is taken down.
@@ -134,10 +145,10 @@ class _Watch:
             return
         self.show()
         if asked and self._end == math.inf:
-            self._end = time.monotonic() + seconds_left(self._here.job) - RESERVE_SECONDS
+            self._end = time.monotonic() + seconds_left(self._here.name) - RESERVE_SECONDS
         if time.monotonic() > self._end:
             log.warning("the ranks do not end in time: they go on from the newest checkpoint")
-            queue_again(self._here.job)
+            queue_again(self._here.name)
 
     def show(self) -> None:
         """Show what rank 0 has said since."""

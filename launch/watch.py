@@ -20,10 +20,11 @@ from launch.queue import JobState
 from launch.run_facts import all_jobs, facts_of
 from launch.run_state import RunState, run_state
 from pressroom.console import UserError, entry, harmless, human_seconds, log, redact, say
+from pressroom.experiment import find_experiment
 from pressroom.files import home
 from pressroom.locks import is_locked
 from pressroom.run_dir import RunDir
-from pressroom.runs import find_run, named, runs_of
+from pressroom.runs import every_run, named
 
 _MOST_RUNS = 20
 _COLOURS = {
@@ -40,7 +41,7 @@ _NUMBERS = ("step", "loss", "tokens/s", "left", "job")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 def runs(name: str | None, every: bool, as_json: bool) -> None:
     """What is queued, running, done or failed: all runs, or those of NAME."""
-    found = named(name) if name else runs_of()
+    found = _chosen(name) if name else every_run()
     shown = found if every else found[:_MOST_RUNS]
     states = look(shown)
     if as_json:
@@ -70,6 +71,18 @@ def look(shown: Sequence[RunDir]) -> list[RunState]:
     return [run_state(found, known) for found in facts]
 
 
+def _chosen(name: str) -> list[RunDir]:
+    """The runs that a name means, of an experiment its points."""
+    try:
+        return named(name)
+    except UserError:
+        experiment = find_experiment(name)
+        if experiment is None:
+            raise
+    every = map(experiment.run, experiment.definition().points)
+    return [run for run in every if run.recipe.is_file()]
+
+
 def _plain(run: RunDir, state: RunState) -> dict[str, object]:
     """A row as JSON values; what is no number is null."""
     values = {
@@ -85,8 +98,7 @@ def _plain(run: RunDir, state: RunState) -> dict[str, object]:
 
 
 def _name(run: RunDir) -> str:
-    path = run.path.absolute()
-    return f"{path.parent.name}/{path.name}"
+    return run.title
 
 
 def _cells(run: RunDir, state: RunState) -> list[str]:
@@ -136,10 +148,14 @@ def table(rows: Sequence[Sequence[str]], width: int | None, paint: bool) -> list
 
 
 @click.command()
-@click.argument("run_name", metavar="RUN")
+@click.argument("run_name", metavar="RUN|EXPERIMENT")
 def cancel(run_name: str) -> None:
-    """Cancel all jobs of a run that are queued or running."""
-    run = find_run(run_name)
+    """Cancel all jobs of a run, or of an experiment's points, that are queued or running."""
+    chosen = _chosen(run_name)
+    if len(chosen) != 1:
+        _cancel_points(chosen)
+        return
+    run = chosen[0]
     jobs = all_jobs(run)
     if facts_of(run).unfinished and not queue.is_here():
         raise UserError(f"{run.path}: has jobs, and there is no SLURM on this machine to end them")
@@ -158,6 +174,19 @@ def cancel(run_name: str) -> None:
         for job in group:
             where = f" on {known[job.job].nodes}" if known[job.job].nodes else ""
             say(f"cancelled job {job.job}: {job.stage}, {known[job.job].state.lower()}{where}")
+
+
+def _cancel_points(points: Sequence[RunDir]) -> None:
+    """Cancel what is queued or runs of an experiment's points, all at once."""
+    jobs = {job.job: point for point in points for job in all_jobs(point)}
+    known = queue.states(list(jobs))
+    alive = [job for job in jobs if job in known and known[job].alive]
+    if not alive:
+        say("nothing to cancel; no job of its points is queued or running")
+        return
+    queue.cancel(alive)
+    for job in alive:
+        say(f"cancelled job {job}: {jobs[job].title}, {known[job].state.lower()}")
 
 
 def _how_to_end(run: RunDir) -> str:

@@ -37,8 +37,17 @@ COMMANDS = {
         "Adapter + base -> one model folder that any client loads.",
     ),
     "generate": ("generate.commands:generate", "Prompts or titles -> text."),
-    "report": ("pressroom.report.command:main", "A run as one page: curves, samples, figures."),
+    "report": (
+        "pressroom.report.command:main",
+        "A run or an experiment as one page: curves, samples, figures.",
+    ),
     "run": ("launch.stages:main", "The whole chain, skipping what is done."),
+    "scale": ("launch.experiments.commands:scale", "How fast on 1, 2, 4 ... GPUs; what it costs."),
+    "sweep": ("launch.experiments.commands:sweep", "Which settings are best, by held-out loss."),
+    "size": (
+        "launch.experiments.commands:size",
+        "Does a larger model, more data or longer training pay.",
+    ),
     "runs": ("launch.watch:runs", "What is queued, running, done or failed."),
     "ledger": ("launch.ledger_command:main", "Where the GPU-hours of runs went."),
     "logs": ("launch.logs:main", "What a run's ranks and jobs say."),

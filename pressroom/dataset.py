@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ class Manifest:
             manifest = cls(**{**values, "shards": tuple(Shard(**s) for s in values["shards"])})
             is_as_written = text == manifest.sealed()
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise UserError(f"{path}: not a dataset's manifest ({error}); {mend}") from None
+            what = "of another version of Pressroom" if isinstance(error, TypeError) else error
+            raise UserError(f"{path}: not a dataset's manifest ({what}); {mend}") from None
         if checksum is None:
             raise UserError(f"{path}: has no checksum, as older datasets do not; {mend}")
         if not is_as_written:
@@ -127,7 +129,16 @@ def article_files(recipe: Recipe) -> dict[str, Path]:
 
 def hash_articles(files: dict[str, Path]) -> dict[str, str]:
     """Name of an article file -> sha256 of its content."""
-    return {name: sha256_file(path) for name, path in files.items()}
+    return {
+        name: _hashed(path, path.stat().st_mtime_ns, path.stat().st_size)
+        for name, path in files.items()
+    }
+
+
+@lru_cache(maxsize=4096)
+def _hashed(path: Path, modified: int, size: int) -> str:
+    """Of a file as it is: read once, however many recipes one process asks about it for."""
+    return sha256_file(path)
 
 
 def dataset_key(spec: dict[str, Any], articles: dict[str, str]) -> str:

@@ -184,10 +184,9 @@ def lines_until(path: Path, last_step: float = math.inf) -> str:
     A line that a kill cut short is none, and neither is one without a step.
     """
     kept = []
-    for line in (
-        path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else ()
-    ):
+    # Not splitlines: it also cuts at characters that JSON strings may contain.
+    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
         with contextlib.suppress(ValueError, KeyError):
             if json.loads(line)["step"] <= last_step:
-                kept.append(line)
+                kept.append(line + "\n")
     return "".join(kept)

@@ -38,11 +38,11 @@ def find(index: pa.Table, ids: Sequence[str]) -> list[dict[str, Any]]:
     return lines
 
 
-def on_rows(index: pa.Table, shard: str) -> dict[tuple[int, int], str]:
-    """Of one shard, (row, which of its pieces) -> the id of the article that it is of."""
+def on_rows(index: pa.Table, shard: str) -> dict[tuple[int, int], tuple[str, int]]:
+    """Of one shard, (row, which of its pieces) -> the article that it is of, and which of its."""
     lines = index.filter(pc.equal(index["shard"], shard)).to_pylist()
     return {
-        place: line["id"]
+        place: (line["id"], number)
         for line in lines
-        for place in zip(line["rows"], line["pieces"], strict=True)
+        for number, place in enumerate(zip(line["rows"], line["pieces"], strict=True))
     }

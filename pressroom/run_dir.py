@@ -1,7 +1,7 @@
 """The run directory: the one place that knows the paths inside it.
 
-A run is `runs/NAME/STAMP/`. It says what really ran (recipe, versions), how it went (metrics,
-logs) and holds what came out. Knows nothing of how any of it is made.
+`pressroom/run_place.py` says where a run lies. It says what really ran (recipe, versions), how it
+went (metrics, logs) and holds what came out. Knows nothing of how any of it is made.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import yaml
 from pressroom.console import UserError
 from pressroom.files import home, publish_json, publish_text, read_json, sizes
 from pressroom.recipe import Recipe
+from pressroom.run_place import RunPlace
 
 
 def rank_log(folder: Path, rank: int) -> Path:
@@ -22,10 +23,8 @@ def rank_log(folder: Path, rank: int) -> Path:
 
 
 @dataclass(frozen=True)
-class RunDir:
+class RunDir(RunPlace):
     """One training run on disk."""
-
-    path: Path
 
     @classmethod
     def fresh(cls, recipe: Recipe) -> "RunDir":
@@ -59,20 +58,6 @@ class RunDir:
     def cluster(self) -> Path:
         """The cluster that it was submitted to."""
         return self.path / "cluster.yaml"
-
-    @property
-    def code(self) -> Path:
-        """The code as it was at submission; what SLURM starts runs from here."""
-        return self.path / "code"
-
-    @property
-    def submission(self) -> Path:
-        """What was handed to SLURM; for its owner alone, for it holds pickles."""
-        return self.path / "submission"
-
-    def job_log(self, job: str, node_rank: int) -> Path:
-        """What a job, or one task of an array, said on one of its nodes, beside its ranks."""
-        return self.submission / f"{job}_{node_rank}_log.out"  # submitit's name
 
     @property
     def keys(self) -> Path:
@@ -112,7 +97,7 @@ class RunDir:
         Raises:
             UserError: Training has not begun, or the dataset is gone.
         """
-        folder: Path = self.path.parents[2] / self.facts["dataset"]  # home/runs/NAME/STAMP
+        folder: Path = self.home / self.facts["dataset"]
         if not folder.is_dir():
             raise UserError(f"{self.path}: its dataset {folder} is gone")
         return folder

@@ -18,6 +18,19 @@ def runs_of(name: str = "*") -> list[RunDir]:
     return [RunDir(path.parent) for path in sorted(recipes, key=_stamp, reverse=True)]
 
 
+def every_run() -> list[RunDir]:
+    """All runs, and the points of all experiments, newest first."""
+    points = (home() / "experiments").glob("*/*/*/recipe.yaml")
+    found = [RunDir(path.parent) for path in points]
+    every = [*runs_of(), *(run for run in found if run.is_point)]
+
+    def begun(run: RunDir) -> tuple[str, str]:
+        stamp = run.path.parent.name if run.is_point else run.path.name
+        return stamp, run.path.name
+
+    return sorted(every, key=begun, reverse=True)
+
+
 def _stamp(recipe: Path) -> tuple[str, str]:
     return recipe.parent.name, recipe.parent.parent.name
 
@@ -25,7 +38,7 @@ def _stamp(recipe: Path) -> tuple[str, str]:
 def find_run(run: str, *, trained: bool = False) -> RunDir:
     """A run by its folder or something in it, by NAME/STAMP or STAMP; the newest of NAME.
 
-    A recipe's file stands for its name.
+    A recipe's file stands for its name; NAME/STAMP/POINT is a point of an experiment.
 
     Args:
         run: What the user typed.
@@ -52,7 +65,8 @@ def named(run: str) -> list[RunDir]:
     runs = home() / "runs"
     if run.endswith((".yaml", ".yml")) and Path(run).is_file():
         run = Recipe.load(run).name
-    for path in (Path(run), home() / run, runs / run, *sorted(runs.glob(f"*/{run}"))):
+    points = home() / "experiments" / run
+    for path in (Path(run), home() / run, runs / run, points, *sorted(runs.glob(f"*/{run}"))):
         for folder in (path, path.parent):
             if path.exists() and (folder / "recipe.yaml").is_file():
                 return [RunDir(folder)]

@@ -72,7 +72,8 @@ def held_out_articles(dataset: Path) -> list[dict[str, str]]:
     """
     path = dataset / "held_out.jsonl"
     with readable(path, f"delete {dataset} and run `pressroom prep`"):
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # Not splitlines: it also cuts at characters that JSON strings may contain.
+        return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
 def recipe_requests(dataset: Path, recipe: Recipe) -> list[Request]:

@@ -95,6 +95,9 @@ class Data(Section):
     """Whether titles and descriptions are lower-cased."""
     held_out: Share | date = 0.05
     """The share of articles kept for evaluation, or the first day of publication kept."""
+    fraction: Likeness = 1.0
+    """The share of the articles to train on that is used, by their ids: a smaller share is a part
+    of every larger one, and the held-out articles are the same."""
     overlong: Literal["split", "reject"] = "split"
     """What becomes of an article longer than a row."""
     quality: Quality = Field(default_factory=Quality)

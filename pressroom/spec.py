@@ -14,8 +14,9 @@ TAKEDOWN = "data.takedown"
 def spec_of(recipe: Recipe, tokenizer: str, listed: frozenset[str] | None = None) -> dict[str, Any]:
     """Everything but the articles that decides a dataset's rows, by dotted key.
 
-    Columns that are called as our fields are left out, so that a field more changes no key. Of the
-    takedown list its content counts, wherever it lies.
+    Columns that are called as our fields are left out, so that a field more changes no key, and so
+    is `data.fraction` where all articles are used. Of the takedown list its content counts,
+    wherever it lies.
 
     Args:
         recipe: Of the dataset.
@@ -28,6 +29,8 @@ def spec_of(recipe: Recipe, tokenizer: str, listed: frozenset[str] | None = None
     data = recipe.to_dict()["data"] | {
         "takedown": takedown.told(takedown.ids(recipe) if listed is None else listed)
     }
+    if data["fraction"] == 1:
+        del data["fraction"]
     columns = {k: v for k, v in data["columns"].items() if v != k}
     read = {k: v for k, v in data.items() if k != "articles"} | {"columns": columns}
     return {

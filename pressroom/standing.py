@@ -22,7 +22,7 @@ _BYTES_OF_ROWS = 16 * 1024
 
 
 def standing(run: RunDir) -> str:
-    """How a run stands: failed, finished, running, preempted, stopped or begun.
+    """How a run stands: failed, finished, running, given up, preempted, stopped or begun.
 
     Running is who holds its lock; stopped, who has begun and says no more.
     """
@@ -32,6 +32,8 @@ def standing(run: RunDir) -> str:
         return "finished"
     if is_locked(run.lock):
         return "running"
+    if run.given_up.is_file():
+        return "given up"
     if run.preempted.is_file():
         return "preempted"
     if run.metrics.is_file() or run.environment.is_file():

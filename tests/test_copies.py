@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from data_prep import shards
 from data_prep.prepare import prepare
-from generate import copies
-from generate.copies import LONG, RUN, Shared, Source, search
+from generate import copies, shared_runs
+from generate.copies import LONG, Shared, Source, search
+from generate.shared_runs import RUN
 from pressroom.dataset import TOKENIZER, Manifest
 from pressroom.index import on_rows, read_index
 from pressroom.rows import open_shard
@@ -44,7 +45,7 @@ def descriptions(folder: Path, split: str = "train") -> dict[str, list[list[int]
             both = zip(columns["seq_lengths"], columns["prompt_lengths"], strict=True)
             for piece, (length, prompt) in enumerate(both):
                 ids = columns["input_ids"][start + prompt : start + length]
-                found.setdefault(names[row, piece], []).append([i for i in ids if i != eos])
+                found.setdefault(names[row, piece][0], []).append([i for i in ids if i != eos])
                 start += length
     return found
 
@@ -89,8 +90,9 @@ def test_titles_neighbours_and_held_out_articles_are_no_sources(made: Path) -> N
 
 def test_hashes_that_are_alike_mislead_nobody(made: Path, monkeypatch) -> None:
     texts = [piece for pieces in descriptions(made).values() for piece in pieces]
-    expected, hashes = look(made, *texts), copies._hashes
-    monkeypatch.setattr(copies, "_hashes", lambda ids: hashes(ids) & np.uint64(7 << 58))
+    expected, hashes = look(made, *texts), shared_runs._hashes
+    monkeypatch.setattr(shared_runs, "_REPEATS", 10**6)
+    monkeypatch.setattr(shared_runs, "_hashes", lambda ids: hashes(ids) & np.uint64(7 << 58))
     assert look(made, *texts) == expected
 
 
@@ -110,10 +112,43 @@ def test_a_copy_of_a_split_article_is_all_of_one(made: Path) -> None:
     assert len(pieces) > 1
     whole = [*pieces[0], *(i for piece in pieces[1:] for i in piece[1:])]
     (found,) = look(made, whole)
+    assert found.sources[0] == Source(article, len(whole), len(whole), 0)
+    cut = len(pieces[0])  # the piece behind it repeats its last token
+    (found,) = look(made, whole[cut - 30 : cut + 30])
+    assert found.sources[0] == Source(article, 60, 60, 0)
+
+
+def test_the_article_that_makes_it_a_near_copy_is_named_first() -> None:
+    """Many runs of one article beside a long one of another; and of pieces, the right ones stay."""
+    of_many = [copies._Run(n, n + 11, 0) for n in range(60, 200, 11)]
+    found = copies._sources(300, {"many": of_many, "long": [copies._Run(0, 55, 3)]})
+    assert [source.article for source in found] == ["long", "many"]
+    assert found[1].tokens > found[0].tokens
+    pieces = {(n, 0): [(0, 11)] * 10 for n in range(9)} | {(9, 0): [(0, 100)]}
+    runs = {0: {**pieces, (10, 0): [(100, 150)]}}
+    shared_runs._keep_most(runs)
+    assert {(9, 0), (10, 0)} <= runs[0].keys()
+    assert len(runs[0]) == shared_runs.MOST
+    runs = {0: {(n, 0): [(0, 11), (20, 31), (40, 51)] for n in range(9)} | {(9, 0): [(60, 80)]}}
+    shared_runs._keep_most(runs)
+    assert (9, 0) in runs[0]  # has the longest run
+
+
+def test_repetitions_take_no_endless_memory(made: Path, monkeypatch) -> None:
+    ids = descriptions(made)
+    (article,) = [a for a, pieces in ids.items() if len(pieces) == max(map(len, ids.values()))]
+    text = ids[article][0][:20] * 100
+    sizes, runs_of = [], shared_runs.Windows._runs
+    monkeypatch.setattr(shared_runs, "_MATCHES", 40)
+
+    def counted(self, pieces, at_M, *others):
+        sizes.append(len(at_M))
+        return runs_of(self, pieces, at_M, *others)
+
+    monkeypatch.setattr(shared_runs.Windows, "_runs", counted)
+    (found,) = look(made, text)
     assert found.sources[0].article == article
-    # A run over the cut is not seen as one; its tokens are those of two, but for few at the cut.
-    assert found.sources[0].tokens >= len(whole) - RUN * len(pieces)
-    assert found.is_near_copy
+    assert max(sizes) <= 40 + shared_runs._REPEATS * 128  # one piece's, behind others
 
 
 def test_what_repeats_itself_is_one_run(made: Path) -> None:
@@ -173,7 +208,7 @@ def test_it_finds_what_a_search_by_hand_finds(made: Path, data: st.DataObject) -
     for text, found in zip(texts, look(made, *texts), strict=True):
         tokens, expected = by_hand(text, articles)
         assert found.tokens == tokens
-        if len(expected) <= copies._MOST / 2:  # of many, some are named
+        if len(expected) <= shared_runs.MOST / 2:  # of many, some are named
             assert {s.article: (s.tokens, s.longest) for s in found.sources} == expected
 
 
@@ -187,8 +222,8 @@ def test_near_copies_by_their_rules() -> None:
 
 def test_hashes_are_of_windows() -> None:
     ids = np.arange(40, dtype=np.int32) % 13
-    found = copies._hashes(ids)
+    found = shared_runs._hashes(ids)
     assert len(found) == 40 - RUN + 1
     assert found[0] == found[13]
     assert len(set(found.tolist())) == 13
-    assert len(copies._hashes(ids[: RUN - 1])) == 0
+    assert len(shared_runs._hashes(ids[: RUN - 1])) == 0

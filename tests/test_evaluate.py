@@ -13,11 +13,12 @@ from conftest import invented_articles, recipe_text, write_jsonl
 from training import train
 
 from data_prep.prepare import prepare
-from generate import commands, descriptions, evaluate, held_out, scores, written
+from generate import commands, evaluate, given_texts, held_out, scores, written
 from generate.evaluation_table import table
 from generate.scores import NOT_SAID, Total
 from generate.written import Text
 from pressroom.console import UserError
+from pressroom.files import lines_until
 from pressroom.recipe import Recipe
 from pressroom.report import page
 from pressroom.run_dir import RunDir
@@ -139,7 +140,7 @@ def test_a_run_is_judged_by_what_it_writes(run: RunDir) -> None:
     assert found["ended"] == sum(row["ended"] for row in rows)
     lengths = [len(real[row["id"]]["description"].split()) for row in rows]
     assert found["words"]["real"] == lengths
-    assert "what it writes for 3 titles, beside 3 real descriptions" in done.stdout
+    assert "what it writes: 3 texts, beside 3 real descriptions" in done.stdout
     assert "by category" in done.stdout
     assert table(result) in done.stdout + "\n"
 
@@ -201,22 +202,79 @@ def test_planted_copies_are_found(run: RunDir, home: Path) -> None:
 
 def test_what_is_no_file_of_texts(tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
-    with pytest.raises(UserError, match=r"--texts .*texts.jsonl: No such file"):
-        descriptions.read(path)
+    with pytest.raises(UserError, match=r"--texts t: No such file"):
+        given_texts.read(path, "--texts t")
+    path.with_name("text.jsonl").touch()
+    with pytest.raises(UserError, match=r"did you mean .*text.jsonl"):
+        given_texts.read(path, "--texts t")
     for content, *messages in (
         ("\n", "texts.jsonl: has no text in it"),
         (
             '{"continuation": "a"}\n{"text": 3}\nx\n',
             r"texts.jsonl:2: no text: must be like",
-            r"texts.jsonl:3: Expecting value",
+            r"texts.jsonl:3: not JSON: Expecting value",
         ),
+        ('{"continuation": "\\ud800"}\n', "half of a surrogate pair"),
+        ("[" * 100_000, "recursion"),
         ("x\n" * 9, "and 4 more lines"),
     ):
         path.write_text(content)
         with pytest.raises(UserError) as error:
-            descriptions.read(path)
+            given_texts.read(path, f"--texts {path}")
         for message in messages:
             assert re.search(message, str(error.value))
+
+
+def test_losses_stay_when_what_follows_fails(run: RunDir, monkeypatch) -> None:
+    from generate import descriptions
+
+    def fail(*_: object) -> None:
+        raise UserError("no room")
+
+    monkeypatch.setattr(descriptions, "write", fail)
+    assert isinstance(said("tiny").exception, UserError)
+    assert json.loads(run.evaluation.read_text())["perplexity"]["tuned"]
+
+
+def test_where_every_title_fills_the_positions(run: RunDir, monkeypatch, caplog) -> None:
+    from generate.voice import Voice
+
+    monkeypatch.setattr(Voice, "positions", 3)
+    result = evaluate.evaluate(run, run.load_recipe())
+    assert "written" not in result
+    assert "fills the model's positions" in caplog.text
+
+
+def test_not_a_number_is_not_the_base() -> None:
+    one, bad = torch.zeros(3), torch.tensor([0.0, float("nan"), 0.0])
+    assert evaluate._require_base([one, one], [one, one]) == 0.0
+    for without in ([bad, one], [one, bad]):
+        with pytest.raises(UserError, match="is not the base"):
+            evaluate._require_base([one, one], without)
+
+
+def test_a_folder_of_a_run_is_not_the_run(run: RunDir) -> None:
+    for folder, kind in ((run.merged, "a model"), (run.checkpoints / "step-000002", "an adapter")):
+        if kind == "a model":
+            folder.mkdir()
+            (folder / "config.json").write_text("{}")
+        done = said(folder)
+        assert f"is {kind}, not a run" in str(done.exception)
+
+
+def test_lines_of_other_kinds_are_in_texts(make_recipe, home: Path) -> None:
+    """U+2028 and its like end a line for Python, not in JSON."""
+    articles = [{**a, "source": "a\u2028b\x85 c"} for a in invented_articles(40)]
+    folder = prepare(make_recipe(articles=articles))
+    assert {article["source"] for article in held_out_articles(folder)} == {"a b c"}
+    path = folder / "held_out.jsonl"
+    path.write_text(path.read_text().replace("a b c", "a\u2028b"))
+    assert {article["source"] for article in held_out_articles(folder)} == {"a\u2028b"}
+    rows = [{"step": step, "text": "one\u2028two\x85"} for step in (1, 2, 3)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (home / "samples.jsonl").write_text(text)
+    assert lines_until(home / "samples.jsonl") == text
+    assert lines_until(home / "samples.jsonl", 2).count("\n") == 2
 
 
 def test_the_page_has_it(run: RunDir) -> None:
@@ -259,4 +317,5 @@ def test_texts_of_a_dataset_without_a_run(make_recipe) -> None:
     found = written.judge(folder, [text("")], [text(" a b", 1)])
     assert found["words"] == {"written": [0], "real": [2]}
     assert found["shared"] == {"written": 0.0, "real": 0.0}
+    assert found["distinct"] == {"written": [], "real": []}
     assert "0 (0, 0)" in table({"written": found})

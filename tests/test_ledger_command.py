@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -45,10 +46,11 @@ def runs(home: Path) -> list[RunDir]:
         trained(home, "sweep", 20, 3),
     ]
     write(found[0], stage("merge", DAY + 4000, 3600, gpus=0))
-    names = [f"runs/{run.path.parent.name}/{run.path.name}" for run in found[1:]]
-    listed = {"kind": "sweep", "runs": [names[0], {"run": names[1]}, "runs/gone/1"]}
-    publish_json(home / "experiments" / "lr" / "1" / "experiment.json", listed)
-    return found
+    experiment = home / "experiments" / "lr" / "1"
+    publish_json(experiment / "experiment.json", {})  # what it says does not count
+    for run, point in zip(found[1:], "ab", strict=True):
+        shutil.move(run.path, experiment / point)
+    return [found[0], *(RunDir(experiment / point) for point in "ab")]
 
 
 def test_a_table(runs: list[RunDir]) -> None:
@@ -57,9 +59,7 @@ def test_a_table(runs: list[RunDir]) -> None:
     parts = ["steps", "evaluation", "loading", "saving", "lost", "idle"]
     assert lines[1].split() == ["run", "allocated", *parts, "useful", "cost"]
     assert {len(line) for line in lines[1:7]} == {len(lines[1])}  # numbers end below each other
-    assert [line.split()[0] for line in lines[2:5]] == [
-        f"{run.path.parent.name}/{run.path.name}" for run in reversed(runs)
-    ]
+    assert [line.split()[0] for line in lines[2:5]] == [run.title for run in reversed(runs)]
     assert set(lines[5]) == {"-"}
     total = ["total", "24.00", "21.60", "0.00", "2.40", "0.00", "0.00", "0.00", "90%", "60.00"]
     assert lines[6].split() == total
@@ -75,31 +75,31 @@ def test_rows_by(runs: list[RunDir]) -> None:
         cells = [line.split("  ") for line in text.splitlines()[2:] if line[0] != "-"]
         return {row[0]: next(cell for cell in row[1:] if cell).strip() for row in cells}
 
-    assert of_gpus("name") == {"sweep": "20.00", "news": "4.00", "total": "24.00"}
+    assert of_gpus("name") == {"lr": "20.00", "news": "4.00", "total": "24.00"}
     assert of_gpus("month") == {"2026-11": "12.00", "2026-12": "12.00", "total": "24.00"}
     each = {"lr/1": "20.00", "(no experiment)": "4.00", "total": "24.00"}
     assert of_gpus("experiment") == each
-    assert of_gpus("name", "--since", "2026-12") == {"sweep": "12.00"}
+    assert of_gpus("name", "--since", "2026-12") == {"lr": "12.00"}
     day = f"{datetime.fromtimestamp(DAY):%Y-%m-%d}"
     assert of_gpus("name", "--until", day) == {"news": "4.00"}
     assert "0.25" not in of_gpus("name", "--until", "2026-11-01")
 
 
-@pytest.mark.parametrize("name", ["lr", "lr/1", "experiments/lr/1", "sweep", "runs/sweep"])
+@pytest.mark.parametrize("name", ["lr", "lr/1", "experiments/lr/1", "experiments/lr"])
 def test_what_is_named(runs: list[RunDir], name: str) -> None:
     assert "20.00" in ledger(name, name)  # twice is once
     assert "news" not in ledger(name)
 
 
 def test_folders_of_runs(runs: list[RunDir], home: Path) -> None:
-    assert "24.00" in ledger(home / "runs")
-    assert "16.00" in ledger(runs[0].path, f"sweep/{runs[2].path.name}").splitlines()[5]
+    assert "4.00" in ledger(home / "runs")
+    assert "16.00" in ledger(runs[0].path, "lr/1/b").splitlines()[5]
 
 
 def test_json_and_csv(runs: list[RunDir], home: Path) -> None:
     said = json.loads(ledger("--json", "--csv", "hours.csv", "--price", 2, "--by", "name"))
     assert [(row["key"], row["unit"], row["cost"]) for row in said["rows"]] == [
-        ("sweep", "GPU", 40.0),
+        ("lr", "GPU", 40.0),
         ("news", "GPU", 8.0),
         ("news", "CPU", None),
     ]
@@ -129,7 +129,7 @@ def test_nothing_yet(home: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_all_that_is_wrong_is_told_at_once(runs: list[RunDir]) -> None:
     said = refused(
-        *("nws", "sweeps", "--by", "runs", "--since", "soon", "--until", "2026-13"),
+        *("nws", "lrr", "--by", "runs", "--since", "soon", "--until", "2026-13"),
         *("--price", -1, "--csv", "gone/x.csv"),
     )
     assert said[0] == "--by runs: no such rows; did you mean run?"
@@ -137,7 +137,7 @@ def test_all_that_is_wrong_is_told_at_once(runs: list[RunDir]) -> None:
     assert said[2].startswith("--csv gone/x.csv: must be a file")
     assert [line.partition(":")[0] for line in said[3:5]] == ["--since soon", "--until 2026-13"]
     assert "did you mean news?; nor an experiment (lr)" in said[5]
-    assert "did you mean sweep?" in said[6]
+    assert "lrr: no such run" in said[6]
     assert len(said) == 7
     assert refused("--by", "zz")[0].endswith("one of run, experiment, name, month")
     assert "is after" in refused("--since", "2026-12", "--until", "2026-11")[0]
@@ -150,11 +150,3 @@ def test_users(runs: list[RunDir], monkeypatch: pytest.MonkeyPatch) -> None:
     assert "total" not in ledger("--user", "ada").partition("\n\n")[0]
     assert "did you mean ada?" in refused("--user", "adda")[0]
     assert "they are of: ada, grace" in refused("--user", "zz")[0]
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"runs": 3}', "{}"])
-def test_a_damaged_experiment(runs: list[RunDir], home: Path, text: str) -> None:
-    (home / "experiments" / "lr" / "1" / "experiment.json").write_text(text)
-    assert "24.00" in ledger()  # it was not asked for
-    (said,) = refused("lr/1")
-    assert "experiment.json: missing or damaged" in said

@@ -71,7 +71,9 @@ def test_an_array_is_one_job() -> None:
 
 def test_accounts_of_arrays() -> None:
     jobs = queue.parse_accounts((SAID / "sacct_arrays.txt").read_text())
-    assert sorted(jobs, key=int) == [str(n) for n in range(20, 29)]
+    whole = {job: state for job, state in jobs.items() if "_" not in job}
+    assert sorted(whole, key=int) == [str(n) for n in range(20, 29)]
+    assert [jobs[f"20_{n}"].state for n in range(2)] == ["COMPLETED", "FAILED"]
     assert (jobs["23"].state, jobs["24"].state) == ("COMPLETED", "FAILED")
     assert jobs["24"].tasks == "1 completed, 1 failed"
     assert jobs["27"] == JobState(state="CANCELLED")  # 27_[0-1]
@@ -220,3 +222,22 @@ def test_cancelling(slurm: FakeSlurm) -> None:
     with pytest.raises(UserError) as error:
         queue.cancel(["811", "812"])
     assert str(error.value) == denied
+
+
+def test_a_task_of_an_array_is_known_by_its_own_name() -> None:
+    def line(array: str, state: str, task: str) -> str:
+        cells = {"ArrayJobID": array, "State": state, "ArrayTaskID": task}
+        return "".join(cells.get(name, "").ljust(size) for name, size in queue._WIDTHS.items())
+
+    jobs = queue.parse_queue(
+        "\n".join(
+            [line("12", "RUNNING", "0"), line("12", "FAILED", "1"), line("13", "PENDING", "N/A")]
+        )
+    )
+    assert {job: state.state for job, state in jobs.items()} == {
+        "12": "RUNNING",
+        "12_0": "RUNNING",
+        "12_1": "FAILED",
+        "13": "PENDING",
+    }
+    assert not jobs["12_1"].alive

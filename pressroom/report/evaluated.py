@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _MOST_OF_A_NAME = 28
 _MOST_OF_A_RUN = 400
+_MOST_BARS = 24
 _ROW = 0.3
 """Inches of a group in a picture."""
 
@@ -95,7 +96,8 @@ def _texts(found: Mapping[str, Any]) -> Section:
 def _lengths(lengths: Mapping[str, Sequence[int]]) -> Picture:
     """How long written and real descriptions are."""
     longest = max(max(values, default=0) for values in lengths.values())
-    bins = np.linspace(0, longest + 1, min(longest + 1, 24) + 1).round().tolist()
+    step = -(-(longest + 1) // _MOST_BARS)  # the same number of lengths in every bar
+    bins = list(range(0, longest + step + 1, step))
 
     def draw(axes: "Axes") -> None:
         real, texts = lengths["real"], lengths["written"]

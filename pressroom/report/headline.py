@@ -56,6 +56,8 @@ def headline(run: RunDir, series: Mapping[str, Series], num_steps: int | None) -
         return Headline(state, f"finished {_time(run.adapter)}{after}")
     if state == "running":
         return Headline(state, f"running: {at}{when}")
+    if state == "given up":
+        return Headline("stopped", f"given up at {at}{when}: others of its experiment were better")
     if state == "preempted":
         words = f"ended at {at}{when}, as it was asked to: the same command goes on from there"
         return Headline("stopped", words)

@@ -63,7 +63,7 @@ def render(run: RunDir) -> str:
         notes.append(f"{run.metrics.name}: {damaged:,} {lines} damaged and left out of this page")
     page: dict[str, Any] = {
         "name": recipe.name if recipe else run.path.parent.name,
-        "run": f"{run.path.parent.name}/{run.path.name}",
+        "run": run.title,
         "headline": headline.headline(run, series, num_steps),
         "figures": headline.figures(run, series, facts or {}),
         "sections": _sections(run, recipe, articles, series, notes),
