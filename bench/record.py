@@ -73,9 +73,15 @@ def _script() -> str:
 
 
 def _commit() -> str | None:
-    """The commit that is checked out, with `-dirty` where files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    """The commit that is checked out, with `-dirty` where files other than rows differ from it."""
+    commit = _git("describe", "--always", "--exclude", "*")
+    is_dirty = _git("status", "--porcelain", "--untracked-files=no", "--", f":!{RESULTS}")
+    return f"{commit}-dirty" if commit and is_dirty else commit
+
+
+def _git(*arguments: str) -> str | None:
     try:
+        command = ["git", *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     except OSError:
         return None
