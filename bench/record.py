@@ -75,7 +75,7 @@ def _script() -> str:
 def _commit() -> str | None:
     """The commit that is checked out, with `-dirty` where files other than rows differ from it."""
     commit = _git("describe", "--always", "--exclude", "*")
-    is_dirty = _git("status", "--porcelain", "--untracked-files=no", "--", f":!{RESULTS}")
+    is_dirty = _git("status", "--porcelain", "--untracked-files=no", "--", ":!bench/results.jsonl")
     return f"{commit}-dirty" if commit and is_dirty else commit
 
 

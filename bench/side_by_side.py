@@ -186,7 +186,7 @@ def main(
         }
         append(path, {"bench": "side_by_side", **facts(), **row})
         lines.append(
-            f"{row['variant']:36}{precision}  {rate:8.1f} tokens/s  {row['ratio']:.2f} x, "
+            f"{row['variant']:36} {precision}  {rate:8.1f} tokens/s  {row['ratio']:.2f} x, "
             f"{row['ratio_of_core_seconds']:.2f} x by time on a core; loss {row['loss']}"
         )
     say("\n".join(lines))
