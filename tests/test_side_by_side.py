@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from pressroom.console import UserError
+
 BENCH = Path(__file__).parents[1] / "bench"
+sys.path.append(str(BENCH))
+
+import side_by_side  # noqa: E402
 
 
 def test_variants_take_turns_and_lose_alike(tmp_path: Path) -> None:
@@ -37,15 +42,7 @@ def test_variants_take_turns_and_lose_alike(tmp_path: Path) -> None:
     assert "attention by dense; all layers plain, as asked" in done.stderr
 
 
-def test_a_variant_that_fails_ends_the_bench(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCH / "side_by_side.py"), "--hidden", "64", "--layers", "1"]
-    command += ["--variant", "pressroom:1:none:varlen"]
-    done = subprocess.run(
-        [*command, "--rows", str(tmp_path / "rows.jsonl")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "error: a variant's process has ended, see above" in done.stderr
-    assert "speed.attention: varlen: it needs a GPU" in done.stderr
+def test_a_variant_that_fails_ends_the_bench(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="a variant's process has ended, see above"):
+        side_by_side.measure(("pressroom:1:none:varlen",), side_by_side.geometry(64, 1), "bf16", 1)
+    assert "speed.attention: varlen: it needs a GPU" in capfd.readouterr().err
