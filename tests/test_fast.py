@@ -117,6 +117,23 @@ def test_it_gives_the_same_bits_each_time(make_recipe, tiny_model: Path, level: 
     assert all(torch.equal(first[name], other[name]) for name in first), "levels, cached or not"
 
 
+@pytest.mark.parametrize("precision", [(), BF16], ids=["fp32", "bf16"])
+def test_threads_change_no_bit(make_recipe, tiny_model: Path, precision: tuple[str, ...]) -> None:
+    """A job goes on where it has other cores; PyTorch's own backward pass of softmax would not."""
+    make_recipe()
+    model = lean(model_of(tiny_model, *precision))
+    batch, found = row((150, 3, 40, 1, 62, 119)), []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            found.append(loss_and_gradients(model, batch))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(found[0][name], other[name]) for name in other)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_ten_steps_of_an_optimizer_lose_alike(make_recipe, tiny_model: Path, level: int) -> None:
     make_recipe()

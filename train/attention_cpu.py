@@ -63,8 +63,9 @@ class Runs(torch.autograd.Function):
             p_KMN = _shares(scaled_KGTW[:, :, queries], float_k_KTW[:, keys], added_BN)
             by_p_KMN = float_g_KMW @ float_v_KTW[:, keys].mT
             by_v_KTW[:, keys] += p_KMN.to(g_KMW.dtype).mT @ g_KMW
-            by_s_KMN = torch._softmax_backward_data(by_p_KMN, p_KMN, -1, p_KMN.dtype)
-            by_s_KMN = by_s_KMN.mul_(ctx.scale).to(q_KMW.dtype)
+            # Softmax's own backward adds in another order where there are more threads.
+            total_KM1 = (by_p_KMN * p_KMN).sum(-1, keepdim=True)
+            by_s_KMN = by_p_KMN.sub_(total_KM1).mul_(p_KMN).mul_(ctx.scale).to(q_KMW.dtype)
             by_k_KTW[:, keys] += by_s_KMN.mT @ q_KMW
             by_q_KMW = by_s_KMN @ k_KTW[:, keys]
             by_q_KGTW[:, :, queries] = by_q_KMW.unflatten(1, (-1, len(added_BN)))
