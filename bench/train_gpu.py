@@ -126,16 +126,10 @@ def sustained_tflops(device: torch.device) -> float:
     return 2 * size**3 / statistics.median(seconds[2:]) / 1e12
 
 
-def measure(
-    variant: Variant,
-    base: Any,
-    geometry: Geometry,
-    rows: Any,
-    clock: Clock,
-    peak: float,
-    save: Save,
+def trained(
+    variant: Variant, base: Any, geometry: Geometry, rows: Any, clock: Clock
 ) -> dict[str, Any]:
-    """Train a variant for some steps; its figures, or why there are none."""
+    """Train a variant for some steps; empty, or why it could not be."""
     cuda = torch.cuda.is_available()
     gc.collect()
     if cuda:
@@ -146,7 +140,7 @@ def measure(
         trainer = build(variant, base, rows, geometry, clock.total)
         trainer.add_callback(clock)
         trainer.train()
-        return _figures(variant, geometry, rows, clock, peak, save)
+        return {}
     except torch.OutOfMemoryError as error:
         return {"error": "out of memory", "detail": str(error).splitlines()[0]}
     finally:
@@ -230,7 +224,8 @@ def main(
         clock = Clock(warmup, steps, seconds, 2 if profile else 0)
         foretold = predicted(variant, geometry, sequence_length)
         save = foretold.get("save", "plain")
-        measured = measure(variant, base, geometry, rows, clock, peak, save)
+        measured = trained(variant, base, geometry, rows, clock)
+        measured = measured or _figures(variant, geometry, rows, clock, peak, save)
         row = {"variant": str(variant), **measured, **foretold}
         append(path, {**common, **row})
         lines.append(_line(row))

@@ -34,7 +34,7 @@ class Geometry:
     tied_embeddings: bool = False
     max_positions: int = 4096
     """Tokens of the longest text that it was pretrained on."""
-    oddities: frozenset[str] = frozenset()
+    oddities: tuple[str, ...] = ()
     """Keys of its config in which it is not as Llama 2 is: biases, dropout, another activation."""
 
     @classmethod
@@ -74,7 +74,7 @@ class Geometry:
                 head_dim=config.get("head_dim") or config["hidden_size"] // heads,
                 tied_embeddings=config.get("tie_word_embeddings", False),
                 max_positions=config.get("max_position_embeddings") or 4096,
-                oddities=frozenset(k for k, v in _LLAMA2.items() if config.get(k, v[0]) not in v),
+                oddities=tuple(k for k, v in _LLAMA2.items() if config.get(k, v[0]) not in v),
             )
         except KeyError as error:
             raise UserError(f"{name}: has no {error}") from None
