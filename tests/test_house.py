@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("pressroom", "data_prep", "train", "launch", "generate", "demo", "bench")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+sys.path.append(str(ROOT / "bench"))  # whose scripts import each other as they lie
 
 
 def modules_after(code: str) -> set[str]:
