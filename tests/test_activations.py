@@ -100,7 +100,7 @@ def test_products_and_attention_are_not_computed_again(
 
 def test_training_loses_the_same(make_recipe, monkeypatch) -> None:
     make_recipe(lora={"r": 4, "alpha": 8, "dropout": 0.1}, evaluation={"every_steps": 3})
-    plain = losses(train())
+    plain = losses(train("speed.save=plain"))
     asked = []
     original = activations._is_kept
 

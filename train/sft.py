@@ -65,6 +65,9 @@ def main(
 ) -> None:
     """Fine-tune; started on every rank by accelerate."""
     fine_tune(Recipe.load(recipe_name, overrides), run_path, dataset_path)
+    if torch.distributed.is_initialized():
+        # Threads of a group that is left can abort a rank whose work is done, and fail its job.
+        torch.distributed.destroy_process_group()
 
 
 def fine_tune(recipe: Recipe, run_path: str | None, dataset_path: str | None) -> RunDir:
